@@ -1,0 +1,104 @@
+"""Texts -> verdicts, with a model whose head has two classes.
+
+Messages of any number and length go through in batches of similar length, so that few pads are laid
+out; what comes back is in the order that was asked. A verdict never depends on its neighbours.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tiktoken
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_gpt.core import tokenizer
+from lora_gpt.core.model import GPTModel, Packing
+
+BATCH_TOKENS = 4096
+"""Most tokens, pads counted, that go through the model at once."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model says of one message."""
+
+    text: str
+    label: str
+    """'spam' where p_spam is at least a half, otherwise 'ham'."""
+    p_spam: float
+    truncated: bool = False
+    """Whether the message was longer than the model reads; its end was then not looked at."""
+
+
+def verdict(text: str, p_spam: float, truncated: bool = False) -> Verdict:
+    return Verdict(text, "spam" if p_spam >= 0.5 else "ham", p_spam, truncated)
+
+
+def share(model: GPTModel) -> GPTModel:
+    """A module tree of its own over the same weights: injecting into it leaves `model` as it is.
+
+    Costs no memory. Whoever trains the copy's shared weights trains both, so share frozen models.
+    """
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+def batches(sequences: Sequence[list[int]]) -> list[list[int]]:
+    """Places of `sequences` in batches of similar length, pads within BATCH_TOKENS."""
+    ordered = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
+    found: list[list[int]] = []
+    for place in ordered:
+        width = len(sequences[place])
+        if found and (len(found[-1]) + 1) * width <= BATCH_TOKENS:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+def pack(sequences: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Packing]:
+    """Token lists -> packed tokens (N,) and where they stand."""
+    tokens = torch.tensor([token for sequence in sequences for token in sequence], device=device)
+    return tokens, Packing([len(sequence) for sequence in sequences], device)
+
+
+@torch.no_grad()
+def logits_of(model: GPTModel, sequences: Sequence[list[int]]) -> Tensor:
+    """Logits at the last token of each sequence, (len(sequences), 2) on the CPU, in order.
+
+    The model's training mode is as before when this returns.
+    """
+    was_training, device = model.training, model.tok_emb.weight.device
+    model.eval()
+    logits = torch.empty(len(sequences), model.out_head.out_features)
+    for places in batches(sequences):
+        tokens, packing = pack([sequences[place] for place in places], device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            logits[places] = model.last_logits(tokens, packing).float().cpu()
+    model.train(was_training)
+    return logits
+
+
+def spam_probabilities(model: GPTModel, sequences: Sequence[list[int]]) -> list[float]:
+    return F.softmax(logits_of(model, sequences), dim=-1)[:, 1].tolist()
+
+
+class Classifier:
+    """A finished model and its tokenizer."""
+
+    def __init__(self, model: GPTModel, encoding: tiktoken.Encoding, max_tokens: int = 0):
+        self.model, self.encoding = model, encoding
+        self.longest = max_tokens or model.cfg.context_length
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [tokenizer.encode(self.encoding, text, self.longest) for text in texts]
+
+    def verdicts(self, texts: Sequence[str]) -> list[Verdict]:
+        """A verdict for each text, in order."""
+        # One token more than is read tells a message that just fits from one that was cut.
+        sequences = [tokenizer.encode(self.encoding, text, self.longest + 1) for text in texts]
+        kept = [sequence[: self.longest] for sequence in sequences]
+        found = zip(texts, spam_probabilities(self.model, kept), sequences, strict=True)
+        return [verdict(text, p, len(sequence) > self.longest) for text, p, sequence in found]

@@ -1,0 +1,423 @@
+"""Messages and where they come from: the bundled file, the SMS Spam Collection, or a table of one's
+own.
+
+Knows file formats, columns and label words. Knows nothing of models, splits or pages. Every text is
+data from strangers: it is read, never run.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import pooch
+
+from lora_gpt.config import DataConfig
+
+BUNDLED = Path(__file__).parents[2] / "assets" / "messages.tsv"
+UCI = "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip"
+UCI_SHA256 = "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3"
+SMS_FILE = "SMSSpamCollection"
+SMS_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
+LARGEST_FILE = 20_000_000
+"""Bytes."""
+FEWEST_OF_A_CLASS = 10
+
+SPAM_WORDS = {"spam", "junk", "1", "1.0", "true", "yes", "unwanted"}
+HAM_WORDS = {"ham", "not spam", "non-spam", "0", "0.0", "false", "no", "wanted", "legit", "normal"}
+LABEL_NAMES = ("label", "class", "category", "target", "type", "is_spam", "spam", "v1")
+TEXT_NAMES = ("text", "message", "sms", "body", "content", "message_text", "v2")
+
+
+class DataError(ValueError):
+    """The messages cannot be used. The message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One labelled message. `topic` is what the bundled messages say of themselves."""
+
+    text: str
+    is_spam: bool
+    topic: str = ""
+
+
+def read_messages(config: DataConfig) -> list[Message]:
+    """The labelled messages of `config.data`, in the order of the file, blank texts left out.
+
+    Rows without a label are left out too. Raises DataError for a file that cannot be read as a
+    table of messages and labels, or that has fewer than 10 messages of a class.
+    """
+    if config.data == "bundled":
+        path = BUNDLED
+    elif config.data == "sms-spam":
+        path = find_sms_spam()
+    else:
+        path = Path(config.data)
+    messages = _labelled(_columns(path.name, _text(path), config), path.name, config)
+    _check_classes(messages, path.name)
+    return messages
+
+
+def read_texts(path: Path, limit: int) -> list[str]:
+    """The messages of a file without labels, in its order, blank ones left out.
+
+    A .txt file holds one message a line. Anything else is read as a table: its text column, found
+    as in `read_messages`, or its only column, with or without a header. A table without a header
+    whose rows have unequal numbers of cells is taken for plain lines. Raises DataError for a file
+    that is empty, too large or no text, and for one of more than `limit` messages.
+    """
+    text = _text(path)
+    cells = _lines(text) if path.suffix.lower() == ".txt" else _text_cells(path.name, text)
+    texts = [cell.strip() for cell in cells if cell.strip()]
+    if not texts:
+        raise DataError(f"{path.name}: must hold messages, and has none")
+    if len(texts) > limit:
+        raise DataError(
+            f"{path.name}: must hold at most {limit:,} messages; got {len(texts):,}. Divide it into"
+            " several files."
+        )
+    return texts
+
+
+def find_sms_spam(
+    url: str = UCI,
+    zip_sha256: str = UCI_SHA256,
+    file_sha256: str = SMS_SHA256,
+    cache: Path | None = None,
+) -> Path:
+    """The SMS Spam Collection's file: in the folder LORA_GPT_DATA where that is set, otherwise
+    downloaded once from `url`, checked, and kept in `cache` (the user's cache folder).
+
+    Source: Almeida and Gomez Hidalgo, UCI Machine Learning Repository, doi 10.24432/C5CC84,
+    CC BY 4.0. Raises DataError where it is neither there nor reachable.
+    """
+    if folder := os.environ.get("LORA_GPT_DATA"):
+        given = Path(folder) / SMS_FILE
+        if not given.is_file():
+            raise DataError(f"LORA_GPT_DATA: must be a folder that holds {SMS_FILE}; got {folder}")
+        return given
+    cache = cache or Path(platformdirs.user_cache_dir("lora_gpt"))
+    kept = cache / SMS_FILE
+    try:
+        if not (kept.is_file() and _sha256(kept.read_bytes()) == file_sha256):
+            _download_sms_spam(kept, url, zip_sha256, file_sha256)
+    # A failed connection is an OSError, a wrong checksum a ValueError, no such member a KeyError.
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"The SMS Spam Collection could not be downloaded from {url}. Connect to the internet"
+            f" and try again, or fetch it elsewhere, unpack {SMS_FILE} into a folder and set"
+            " LORA_GPT_DATA to that folder; the bundled messages need no download."
+        ) from error
+    return kept
+
+
+def _download_sms_spam(kept: Path, url: str, zip_sha256: str, file_sha256: str) -> None:
+    downloader = pooch.HTTPDownloader(timeout=30)
+    packed = pooch.retrieve(
+        url, zip_sha256, fname="sms_spam_collection.zip", path=kept.parent, downloader=downloader
+    )
+    with zipfile.ZipFile(packed) as archive:
+        content = archive.read(SMS_FILE)
+    if _sha256(content) != file_sha256:
+        raise ValueError(f"{SMS_FILE}: must have the SHA-256 {file_sha256}")
+    # Moved into place whole, so that a killed process leaves no half file behind.
+    part = kept.with_name(f"{SMS_FILE}.{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(kept)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- bytes -> text -----------------------------------------------------------------------------
+
+
+def _text(path: Path) -> str:
+    """The file's text: UTF-8 or UTF-16 by its mark, otherwise UTF-8, otherwise Windows-1252."""
+    text = _decoded(_content(path))
+    if text is None:
+        raise DataError(
+            f"{path.name}: must be a text file, not a spreadsheet, archive or picture. Save the"
+            " table as CSV (UTF-8) and choose that."
+        )
+    if not text.strip():
+        raise DataError(f"{path.name}: must hold messages, and is empty")
+    return text
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError(
+            f"data: must be bundled, sms-spam or the path of a CSV or TSV file; got {str(path)!r},"
+            f" which is {'no file' if path.exists() else 'not there'}"
+        )
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= LARGEST_FILE else b""
+    except OSError as error:
+        raise DataError(f"{path.name}: cannot be read ({error.strerror or error})") from error
+    if size > LARGEST_FILE:
+        raise DataError(
+            f"{path.name}: must be at most {LARGEST_FILE / 1e6:.0f} MB; got {size / 1e6:.1f} MB."
+            " Take a sample of its rows."
+        )
+    return content
+
+
+def _decoded(content: bytes) -> str | None:
+    """The text in `content`, None where the bytes are no text."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings = ["utf-16"]
+    else:
+        encodings = ["utf-8-sig", "cp1252", "latin-1"]
+    for encoding in encodings:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        # Any byte is a character of Latin-1; control characters tell pictures from text. A few
+        # are let through: real messages hold stray ones.
+        controls = sum(text.count(chr(code)) for code in range(1, 32) if code not in (9, 10, 13))
+        return None if "\0" in text or controls > len(text) / 200 + 2 else text
+    return None
+
+
+# --- text -> columns ---------------------------------------------------------------------------
+
+Columns = dict[str, list[str]]
+
+
+def _columns(file: str, text: str, config: DataConfig) -> Columns:
+    """The table in `text` as columns by name; a table without a header names them 1, 2, ..."""
+    rows = _rows(file, text)
+    header = [cell.strip() for cell in rows[0]]
+    first = 1 if _is_header([cell.lower() for cell in header], config) else 0
+    if first == 0:
+        header = [""] * len(header)
+    header = [cell or str(number) for number, cell in enumerate(header, 1)]
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise DataError(f"{file}: must name its columns differently; got {twice[0]!r} twice")
+    width = len(header)
+    _check_widths(file, rows)
+    padded = (row + [""] * (width - len(row)) for row in rows[first:])
+    table = list(zip(*(row[:width] for row in padded), strict=True)) or [()] * width
+    return {name: list(column) for name, column in zip(header, table, strict=True)}
+
+
+def _is_header(cells: Sequence[str], config: DataConfig) -> bool:
+    """Whether the first row, in lower case, names columns: otherwise it holds a label."""
+    if set(cells) & set(TEXT_NAMES) and set(cells) & set(LABEL_NAMES):
+        return True
+    # A frame saved by pandas without names is headed 0, 1, which are also words for ham and spam.
+    if all(cell.isdigit() or not cell for cell in cells):
+        return True
+    return not set(cells) & _known(config)
+
+
+def _rows(file: str, text: str) -> list[list[str]]:
+    """Rows of several cells, blank rows left out, by the separator that fits the rows best."""
+    if rows := _separated(file, text):
+        return rows
+    first_line = text.lstrip("\r\n").split("\n", 1)[0]
+    raise DataError(
+        f"{file}: must have a label and a text column, separated by tab, comma, semicolon or |;"
+        f" got one column, {first_line[:40].strip()!r}"
+    )
+
+
+def _separated(file: str, text: str) -> list[list[str]]:
+    """As `_rows`, but no rows where the first line holds no separator."""
+    first_line = text.lstrip("\r\n").split("\n", 1)[0]
+    bare = re.sub(r'"[^"]*"', "", first_line)
+    best: list[list[str]] = []
+    best_fit = 0.0
+    fault = None
+    for separator in (each for each in "\t,;|" if each in bare):
+        try:
+            rows = _parsed(text, separator)
+        except csv.Error as error:
+            fault = error
+            continue
+        fit = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+        if fit > best_fit:
+            best, best_fit = rows, fit
+    if fault and not best:
+        raise DataError(
+            f"{file}: must close every quotation mark that opens a cell ({fault}). Save the table"
+            " as CSV again, or as TSV without quotes."
+        )
+    return best
+
+
+def _parsed(text: str, separator: str) -> list[list[str]]:
+    if separator == "\t":
+        # In tab-separated files quotes are plain characters, unless the columns need them.
+        rows = _read(text, separator, csv.QUOTE_NONE)
+        if len({len(row) for row in rows}) == 1:
+            return rows
+    return _read(text, separator, csv.QUOTE_MINIMAL)
+
+
+def _read(text: str, separator: str, quoting: int) -> list[list[str]]:
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=separator, quoting=quoting)  # type: ignore[arg-type]
+    return [row for row in reader if any(cell.strip() for cell in row)]
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines(), which also breaks at characters that stand inside messages.
+    return re.split(r"\r\n|\r|\n", text)
+
+
+def _text_cells(file: str, text: str) -> list[str]:
+    """The cells of the column that holds the texts, a header left out."""
+    rows = _separated(file, text)
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    for name in TEXT_NAMES:
+        if name in header:
+            _check_widths(file, rows)
+            place = header.index(name)
+            return [row[place] for row in rows[1:] if place < len(row)]
+    if len({len(row) for row in rows}) != 1:
+        return _only_column(text)
+    columns = list(zip(*rows[_names_columns(header) :], strict=True))
+    return list(max(columns, key=_letters, default=()))
+
+
+def _names_columns(header: Sequence[str]) -> bool:
+    """Whether the first row of a table without labels looks like names: single, different words."""
+    words = all(re.fullmatch(r"[^\W\d]\w*", cell) for cell in header)
+    return words and len(set(header)) == len(header) and not set(header) & (SPAM_WORDS | HAM_WORDS)
+
+
+def _only_column(text: str) -> list[str]:
+    """The messages of a table of one column: a line each, or more where they stand in quotes."""
+    lines = io.StringIO(text, newline="")
+    try:
+        # No message holds a unit separator, so that only quotes are looked at here.
+        rows = list(csv.reader(lines, delimiter="\x1f", strict=True))
+        cells = ["".join(row) for row in rows]
+    except csv.Error:
+        cells = _lines(text)
+    return cells[1:] if cells and cells[0].strip().lower() in TEXT_NAMES else cells
+
+
+def _check_widths(file: str, rows: Sequence[Sequence[str]]) -> None:
+    width = len(rows[0])
+    for number, row in enumerate(rows[1:], 2):
+        if any(cell.strip() for cell in row[width:]):
+            raise DataError(
+                f"{file}: every row must have the {width} columns of the first; row {number} has"
+                f" {len(row)}. Put quotes around texts that contain the separator."
+            )
+
+
+# --- columns -> messages -----------------------------------------------------------------------
+
+
+def _labelled(columns: Columns, file: str, config: DataConfig) -> list[Message]:
+    label = _label_column(columns, file, config)
+    text = _text_column(columns, label, file, config)
+    labels = [cell.strip() for cell in columns[label]]
+    spam = _spam_labels(labels, file, label, config.spam_label)
+    topics = columns.get("topic", [""] * len(labels))
+    rows = zip(columns[text], labels, topics, strict=True)
+    return [
+        Message(cell.strip(), word.lower() in spam, topic.strip())
+        for cell, word, topic in rows
+        if cell.strip() and word
+    ]
+
+
+def _named(columns: Columns, field: str, wanted: str, file: str) -> str:
+    """The column called `wanted`, capitals aside."""
+    for name in columns:
+        if name.lower() == wanted.strip().lower():
+            return name
+    raise DataError(f"{field}: must be one of {', '.join(columns)} in {file}; got {wanted!r}")
+
+
+def _label_column(columns: Columns, file: str, config: DataConfig) -> str:
+    """The column of labels: as told, or by its name, or by its content."""
+    if config.label_column:
+        return _named(columns, "label_column", config.label_column, file)
+    lower = {name.lower(): name for name in columns}
+    named = [lower[name] for name in LABEL_NAMES if name in lower]
+    found = {column: _distinct(columns[column]) for column in [*named, *columns]}
+    # Two classes first: a column of nothing but 1 counts something rather than labels it.
+    for fewest in (2, 1):
+        for column, words in found.items():
+            if len(words) >= fewest and words <= _known(config):
+                return column
+    if named:
+        return named[0]
+    told = config.spam_label.strip().lower()
+    for column, words in found.items():
+        if len(words) == 2 or told in words:
+            return column
+    raise DataError(
+        f"{file}: must have a column of labels such as spam and ham; got the columns"
+        f" {', '.join(columns)}. Name it in label_column."
+    )
+
+
+def _known(config: DataConfig) -> set[str]:
+    return SPAM_WORDS | HAM_WORDS | {config.spam_label.strip().lower()} - {""}
+
+
+def _text_column(columns: Columns, label: str, file: str, config: DataConfig) -> str:
+    """The column of texts: as told, or by its name, or the one with the most to read."""
+    if config.text_column:
+        return _named(columns, "text_column", config.text_column, file)
+    lower = {name.lower(): name for name in columns if name != label}
+    for name in TEXT_NAMES:
+        if name in lower:
+            return lower[name]
+    if not lower:
+        raise DataError(f"{file}: must have a text column beside the labels in {label!r}")
+    return max(lower.values(), key=lambda name: len(set(columns[name])) * _letters(columns[name]))
+
+
+def _spam_labels(labels: Sequence[str], file: str, column: str, told: str) -> set[str]:
+    """The labels, in lower case, that mean spam: the one told, or the one that is known."""
+    found = _distinct(labels)
+    told = told.strip().lower()
+    shown = ", ".join(sorted(found)[:8])
+    if told and told not in found:
+        raise DataError(f"spam_label: must be one of {shown} (column {column!r}); got {told!r}")
+    if told:
+        return {told}
+    if not found <= SPAM_WORDS | HAM_WORDS:
+        raise DataError(
+            f"{file}: the column {column!r} holds {shown}; set spam_label to the one that means"
+            " spam" + (", or label_column to another column." if len(found) > 2 else ".")
+        )
+    return found & SPAM_WORDS
+
+
+def _distinct(cells: Iterable[str]) -> set[str]:
+    return {cell.strip().lower() for cell in cells} - {""}
+
+
+def _letters(cells: Iterable[str]) -> int:
+    return sum(map(str.isalpha, "".join(cells)))
+
+
+def _check_classes(messages: Sequence[Message], file: str) -> None:
+    counts = {True: sum(message.is_spam for message in messages)}
+    counts[False] = len(messages) - counts[True]
+    for is_spam, name in ((True, "spam"), (False, "ham")):
+        if counts[is_spam] < FEWEST_OF_A_CLASS:
+            raise DataError(
+                f"{file}: must hold at least {FEWEST_OF_A_CLASS} messages of each class; got"
+                f" {counts[True]:,} spam and {counts[False]:,} ham, too little {name}"
+            )

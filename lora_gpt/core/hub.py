@@ -1,0 +1,159 @@
+"""One file from the Hugging Face Hub, with progress: cached files never touch the network.
+
+`huggingface_hub` does the download (HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are its own); here it
+runs in a thread, so that the caller hears twice a second how far it is, and its faults become
+sentences that say what to do. Knows nothing of models.
+"""
+
+import time
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2  # what huggingface_hub speaks with: connections that break raise its errors
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    XetDownloadError,
+)
+
+from lora_gpt.core.tensor_file import WeightsError
+from lora_gpt.events import Progress
+
+INTERVAL = 0.5
+"""Seconds between two words on the progress."""
+INSTEAD = "set 'Weights from' to a folder that holds model.safetensors, or choose the bundled mini"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where files come from and where they are kept; None takes huggingface_hub's own."""
+
+    endpoint: str | None = None
+    cache_dir: Path | None = None
+
+    def cached(self, repository: str, name: str) -> Path | None:
+        """The file where it lies on this machine, if it does."""
+        try:
+            found = try_to_load_from_cache(repository, name, cache_dir=self.cache_dir)
+        except HFValidationError as error:
+            raise WeightsError(
+                f"Weights from: must be a folder or a repository owner/name; got {repository!r}."
+            ) from error
+        return Path(found) if isinstance(found, str) else None
+
+    def fetch(self, repository: str, name: str, stage: str) -> Generator[Progress, None, Path]:
+        """The file, downloaded unless it is cached; yields Progress in bytes under `stage`.
+
+        Raises FileNotFoundError where the repository is there and the file is not, and
+        WeightsError for every other fault.
+        """
+        if found := self.cached(repository, name):
+            return found
+        meter = _Meter()
+        options: dict[str, Any] = {
+            "endpoint": self.endpoint,
+            "cache_dir": self.cache_dir,
+            "tqdm_class": meter.bar,
+        }
+        pool = ThreadPoolExecutor(1)
+        future: Future[str] = pool.submit(lambda: hf_hub_download(repository, name, **options))
+        try:
+            while not wait([future], INTERVAL).done:
+                yield meter.progress(stage)
+        finally:
+            meter.cancelled = True  # closing this generator ends the download at its next chunk
+            pool.shutdown(wait=False)
+        try:
+            path = Path(future.result())
+        except RemoteEntryNotFoundError as error:
+            raise FileNotFoundError(f"{repository} has no {name}.") from error
+        except (OSError, ValueError, RuntimeError, httpx2.HTTPError, XetDownloadError) as error:
+            raise WeightsError(explained(error, repository, name)) from error
+        size = path.stat().st_size
+        yield Progress(stage, size, size, 0.0)
+        return path
+
+
+def explained(error: BaseException, repository: str, name: str) -> str:
+    """What went wrong, and what to do, in words for people."""
+    if isinstance(error, GatedRepoError):
+        return (
+            f"Weights from: {repository} asks for a permission that this machine does not have;"
+            f" log in with 'hf auth login', {INSTEAD}."
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "Weights from: must be a repository on the Hugging Face Hub that you may read; got"
+            f" {repository!r}, which was not found. Check its name, {INSTEAD}."
+        )
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(cause, OfflineModeIsEnabled):
+        why = "HF_HUB_OFFLINE forbids to download it"
+    elif isinstance(cause, HfHubHTTPError):
+        why = f"the Hub answered {cause.response.status_code}"
+    elif isinstance(cause, httpx2.HTTPError) or isinstance(error, LocalEntryNotFoundError):
+        why = "the Hub could not be reached"
+    else:
+        why = f"the download failed ({cause})"
+    return (
+        f"{name} of {repository} is not on this machine and {why}. Connect to the internet once"
+        f" and try again, {INSTEAD}."
+    )
+
+
+class _CancelledError(RuntimeError):
+    """Nobody waits for this download any more."""
+
+
+class _Meter:
+    """How far a download is, over all the progress bars that huggingface_hub makes for it."""
+
+    def __init__(self) -> None:
+        self.bars: list[_Bar] = []
+        self.cancelled = False
+        self.started = time.monotonic()
+
+    def bar(self, **about: Any) -> "_Bar":
+        self.bars.append(_Bar(self, about.get("total"), about.get("initial", 0)))
+        return self.bars[-1]
+
+    def progress(self, stage: str) -> Progress:
+        done = max((bar.n for bar in self.bars), default=0)
+        total = max((bar.total or 0 for bar in self.bars[:1]), default=0)
+        seconds = time.monotonic() - self.started
+        left = seconds / done * (total - done) if 0 < done <= total else None
+        return Progress(stage, done, total, left)
+
+
+class _Bar:
+    """As much of tqdm's bar as huggingface_hub uses; draws nothing."""
+
+    def __init__(self, meter: _Meter, total: int | None, initial: int):
+        self.meter, self.total, self.n = meter, total, initial
+        self.format_dict: dict[str, Any] = {}
+
+    def update(self, more: int = 1) -> None:
+        if self.meter.cancelled:
+            raise _CancelledError("download: stopped")
+        self.n += more
+
+    def close(self) -> None: ...
+
+    def refresh(self) -> None: ...
+
+    def set_postfix_str(self, *_: Any, **__: Any) -> None: ...
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,83 @@
+"""Looking into a finished classifier: which words spoke, what strength does, what was changed."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lora_gpt.core.classify import Classifier
+from lora_gpt.core.lora import lora_layers, set_strength
+from lora_gpt.core.model import GPTModel
+
+MOST_WORDS = 120
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a message and what it did: `weight` is how far p_spam falls without it."""
+
+    text: str
+    weight: float
+    without: float
+    """p_spam of the message without this word."""
+
+
+def word_attributions(classifier: Classifier, text: str) -> list[Word]:
+    """Leave each word out in turn and ask again (occlusion, Zeiler and Fergus 2014, section 3).
+
+    The first MOST_WORDS words are tried. White space is dropped: the words joined by single spaces
+    give the message as it is shown.
+    """
+    words = re.findall(r"\S+", text)
+    tried = words[:MOST_WORDS]
+    shorter = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(tried))]
+    whole, *without = classifier.verdicts([" ".join(words), *shorter])
+    return [
+        Word(word, whole.p_spam - left.p_spam, left.p_spam)
+        for word, left in zip(tried, without, strict=True)
+    ]
+
+
+def strength_curve(
+    classifier: Classifier, text: str, strengths: Sequence[float]
+) -> list[tuple[float, float]]:
+    """p_spam of `text` with the update at each strength: 0 is the frozen base under the new head.
+
+    The model is left at strength 1.
+    """
+    points = []
+    try:
+        for strength in strengths:
+            set_strength(classifier.model, strength)
+            points.append((strength, classifier.verdicts([text])[0].p_spam))
+    finally:
+        set_strength(classifier.model, 1.0)
+    return points
+
+
+@dataclass(frozen=True)
+class Update:
+    """What training changed in one layer."""
+
+    path: str
+    size: float
+    """Frobenius norm of the update over that of the frozen weight."""
+    spectrum: tuple[float, ...]
+    """Singular values of the update, largest first; there are at most `rank`."""
+
+
+@torch.no_grad()
+def updates(model: GPTModel) -> list[Update]:
+    """Size and spectrum of every layer's update, in the order of the model.
+
+    The update A B has rank r at most, so its singular values are those of an r x r matrix: with
+    A = Q R and B^T = P S, they are those of R S^T. XL takes no longer than mini that way.
+    """
+    found = []
+    for path, layer in lora_layers(model):
+        left, right = (torch.linalg.qr(m.float().cpu())[1] for m in (layer.lora.A, layer.lora.B.T))
+        values = torch.linalg.svdvals(left @ right.T) * layer.lora.scale
+        size = values.norm() / layer.linear.weight.float().norm().cpu()
+        found.append(Update(path, float(size), tuple(values.tolist())))
+    return found

@@ -1,0 +1,207 @@
+"""LoRA by composition: `LinearWithLoRA` holds a frozen linear layer and, beside it, a `LoRALayer`.
+
+y = linear(x) + strength * scale * (x A) B, with A (in, r) and B (r, out) as the labs write them.
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4. Knows
+GPTModel's module paths, nothing of training or files.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora_gpt.config import TARGETS, BadValue, LoRAConfig
+from lora_gpt.core.model import GPTModel
+
+PATHS = {
+    "W_query": "att.W_query",
+    "W_key": "att.W_key",
+    "W_value": "att.W_value",
+    "out_proj": "att.out_proj",
+    "ff_in": "ff.layers.0",
+    "ff_out": "ff.layers.2",
+}
+"""Where each target stands inside a TransformerBlock."""
+assert PATHS.keys() == TARGETS.keys()
+
+
+class LoRALayer(nn.Module):
+    """The update alone: x (N, in) -> scale * (x A) B (N, out)."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        rank_stabilised: bool = False,
+    ):
+        super().__init__()
+        if not 1 <= rank <= min(in_dim, out_dim):
+            rule = f"must be from 1 to {min(in_dim, out_dim)} for a layer {in_dim} -> {out_dim}"
+            raise BadValue("rank", rule, rank)
+        if not alpha > 0:
+            raise BadValue("alpha", "must be above 0", alpha)
+        self.rank, self.alpha = rank, alpha
+        self.scale = alpha / (math.sqrt(rank) if rank_stabilised else rank)
+        self.A = nn.Parameter(torch.empty(in_dim, rank))
+        self.B = nn.Parameter(torch.zeros(rank, out_dim))
+        self.dropout = dropout
+        # Kaiming-uniform with a = sqrt(5), as nn.Linear starts its weight. A lies transposed to a
+        # Linear's weight, so the fan-in is its first size; uniform_(A) by fan would take the rank.
+        bound = 1 / math.sqrt(in_dim)
+        nn.init.uniform_(self.A, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (F.dropout(x, self.dropout, self.training) @ self.A @ self.B)
+
+    def extra_repr(self) -> str:
+        dropout = f", dropout={self.dropout:g}" if self.dropout else ""
+        return f"rank={self.rank}, alpha={self.alpha:g}{dropout}"
+
+
+class LinearWithLoRA(nn.Module):
+    """A linear layer with an update beside it. `strength` scales the update at inference: 0 is the
+    frozen layer, 1 what was trained."""
+
+    def __init__(self, linear: nn.Linear, lora: LoRALayer):
+        super().__init__()
+        self.linear, self.lora = linear, lora
+        self.strength = 1.0
+        self._unmerged: tuple[Tensor] | None = None  # in a tuple: not one of our parameters
+
+    @property
+    def merged(self) -> bool:
+        return self._unmerged is not None
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
+        if self.merged or self.strength == 0:
+            return self.linear(x)
+        return self.linear(x) + self.strength * self.lora(x)
+
+    def update(self) -> Tensor:
+        """What the weight changes by: strength * scale * (A B)^T, (out, in)."""
+        return self.strength * self.lora.scale * (self.lora.A @ self.lora.B).T
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the update to the weight, so that the layer costs no more than a plain one.
+
+        Merging twice equals merging once. The weight before is kept: unmerging is exact.
+        """
+        if not self.merged:
+            weight = self.linear.weight
+            merged = weight + self.update().to(weight)
+            # A parameter of its own: other models may stand on the one before.
+            self.linear.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
+            self._unmerged = (weight,)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the weight from before `merge` back, bit for bit."""
+        if self._unmerged is not None:
+            (self.linear.weight,), self._unmerged = self._unmerged, None
+
+
+def replace_linear_with_lora(
+    model: GPTModel,
+    rank: int,
+    alpha: float,
+    targets: Iterable[str] = tuple(TARGETS),
+    dropout: float = 0.0,
+    rank_stabilised: bool = False,
+) -> int:
+    """Put a LoRA beside every target layer of every block, in place; returns how many.
+
+    The output head is never a target. Raises BadValue for an unknown target, an empty choice, a
+    rank outside 1..min(in, out), an alpha of 0 or less, and a model that has LoRA already; the
+    model is then unchanged.
+    """
+    targets = list(targets)
+    for target in targets:
+        if target not in PATHS:
+            raise BadValue("targets", f"must be taken from {', '.join(PATHS)}", target)
+    if not targets:
+        raise BadValue("targets", f"must name at least one of {', '.join(PATHS)}", targets)
+    if any(True for _ in lora_layers(model)):
+        raise BadValue("model", "must not have LoRA yet: inject once", "a model with LoRA")
+    replacements = []
+    for block in model.trf_blocks:
+        for target in dict.fromkeys(targets):
+            parent_path, _, name = PATHS[target].rpartition(".")
+            parent = block.get_submodule(parent_path)
+            linear = parent.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            with torch.device(linear.weight.device):
+                lora = LoRALayer(
+                    linear.in_features, linear.out_features, rank, alpha, dropout, rank_stabilised
+                )
+            replacements.append((parent, name, LinearWithLoRA(linear, lora)))
+    # Only now, so that a refused rank leaves no half-injected model behind.
+    for parent, name, wrapped in replacements:
+        setattr(parent, name, wrapped)
+    return len(replacements)
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LinearWithLoRA]]:
+    """Every injected layer with its path, in order."""
+    for path, module in model.named_modules():
+        if isinstance(module, LinearWithLoRA):
+            yield path, module
+
+
+def replace_head(model: GPTModel, classes: int = 2) -> None:
+    """Put a new linear head of `classes` outputs, with bias, in place of the output head."""
+    with torch.device(model.out_head.weight.device):
+        model.out_head = nn.Linear(model.cfg.emb_dim, classes)
+
+
+def mark_trainable(model: GPTModel, method: str) -> None:
+    """Freeze all but what `method` trains: 'lora' (every A, B and the head), 'head', or 'full'.
+
+    A head counts as new, and so as trainable, once `replace_head` has put it there.
+    """
+    if method not in ("lora", "head", "full"):
+        raise BadValue("method", "must be one of lora, head, full", method)
+    for parameter in model.parameters():
+        parameter.requires_grad_(method == "full")
+    if model.out_head.bias is not None:
+        model.out_head.requires_grad_(True)
+    if method == "lora":
+        for _, layer in lora_layers(model):
+            layer.lora.requires_grad_(True)
+
+
+def prepare(model: GPTModel, method: str, lora: LoRAConfig, seed: int) -> GPTModel:
+    """Turn a base into the classifier that `method` starts from, in place, and return it.
+
+    The same seed gives the same A and the same head.
+    """
+    torch.manual_seed(seed)
+    if method == "lora":
+        replace_linear_with_lora(
+            model, lora.rank, lora.alpha, lora.targets, lora.dropout, lora.rank_stabilised
+        )
+    replace_head(model)
+    mark_trainable(model, method)
+    return model
+
+
+def set_strength(model: nn.Module, strength: float) -> None:
+    """Scale every update at inference; merged layers are unmerged first."""
+    for _, layer in lora_layers(model):
+        layer.unmerge()
+        layer.strength = strength
+
+
+def merge(model: nn.Module) -> None:
+    for _, layer in lora_layers(model):
+        layer.merge()
+
+
+def unmerge(model: nn.Module) -> None:
+    for _, layer in lora_layers(model):
+        layer.unmerge()

@@ -1,0 +1,186 @@
+"""GPT-2's architecture, from the smallest part to the largest, under the labs' names.
+
+Knows the forward pass and nothing else: no weights, no LoRA, no training. Sequences of different
+lengths travel as *packed rows*: the real tokens of a batch laid end to end, (N, emb_dim). Every
+linear layer works on those rows, so no pad is ever multiplied; pads exist only inside attention,
+where `Packing` lays the rows out as a rectangle and takes them back.
+
+Architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", 2.3.
+Shapes: B sequences, T tokens in the longest, N tokens in all, nh heads of size hs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora_gpt.config import GPTConfig
+
+
+class Packing:
+    """Where each packed row stands in the (B, T) rectangle of its batch.
+
+    `lengths` holds the number of real tokens of each sequence, at least 1. Sequences start at
+    column 0 and pads stand to the right, so causal attention never looks at a pad and needs no mask.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device | str = "cpu"):
+        if not lengths or min(lengths) < 1:
+            raise ValueError(f"lengths: every sequence needs at least one token; got {lengths}")
+        sizes = torch.tensor(lengths)
+        self.batch, self.width = len(lengths), max(lengths)
+        self.rows = int(sizes.sum())
+        ends = sizes.cumsum(0)
+        sequence = torch.repeat_interleave(torch.arange(self.batch), sizes)  # (N,)
+        positions = torch.arange(self.rows) - (ends - sizes)[sequence]  # (N,)
+        self.positions = positions.to(device)
+        self.last = (ends - 1).to(device)  # (B,) the row of each last real token
+        self.is_rectangle = self.rows == self.batch * self.width
+        self._slots = (sequence * self.width + positions).to(device)  # (N,)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """(N, d) -> (B, T, d), zeros at the pads."""
+        if self.is_rectangle:
+            return rows.unflatten(0, (self.batch, self.width))
+        padded = rows.new_zeros(self.batch * self.width, rows.shape[-1])
+        return padded.index_copy(0, self._slots, rows).unflatten(0, (self.batch, self.width))
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(B, T, d) -> (N, d)."""
+        flat = padded.flatten(0, 1)
+        return flat if self.is_rectangle else flat.index_select(0, self._slots)
+
+
+class LayerNorm(nn.Module):
+    """Normalises each row to mean 0 and variance 1, then scales and shifts it."""
+
+    def __init__(self, emb_dim: int):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, d) -> (N, d)
+        return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
+
+
+class GELU(nn.Module):
+    """The tanh form of GELU, the one GPT-2 was trained with (Hendrycks and Gimpel 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, four times as wide between them."""
+
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim),
+            GELU(),
+            nn.Linear(4 * cfg.emb_dim, cfg.emb_dim),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, d) -> (N, 4d) -> (N, d)
+        return self.layers(x)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention; query, key and value are three layers, as in the labs."""
+
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.num_heads = cfg.n_heads
+        self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
+        self.W_key = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
+        self.W_value = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
+        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim)
+        self.dropout = nn.Dropout(cfg.drop_rate)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # (N, d) -> (N, d)
+        def heads(rows: Tensor) -> Tensor:
+            split = packing.pad(rows).unflatten(-1, (self.num_heads, -1))  # (B, T, nh, hs)
+            return split.transpose(1, 2)  # (B, nh, T, hs)
+
+        context = F.scaled_dot_product_attention(
+            heads(self.W_query(x)),
+            heads(self.W_key(x)),
+            heads(self.W_value(x)),
+            dropout_p=self.dropout.p if self.training else 0.0,
+            is_causal=True,
+        )  # (B, nh, T, hs)
+        context = packing.unpad(context.transpose(1, 2).flatten(2))  # (N, d)
+        return self.out_proj(context)
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each behind a LayerNorm and beside a shortcut."""
+
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.att = MultiHeadAttention(cfg)
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg.emb_dim)
+        self.norm2 = LayerNorm(cfg.emb_dim)
+        self.drop_shortcut = nn.Dropout(cfg.drop_rate)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # (N, d) -> (N, d)
+        x = x + self.drop_shortcut(self.att(self.norm1(x), packing))
+        return x + self.drop_shortcut(self.ff(self.norm2(x)))
+
+
+class GPTModel(nn.Module):
+    """Embeddings, `n_layers` blocks, a last LayerNorm and the output head."""
+
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
+        self.pos_emb = nn.Embedding(cfg.context_length, cfg.emb_dim)
+        self.drop_emb = nn.Dropout(cfg.drop_rate)
+        self.trf_blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))
+        self.final_norm = LayerNorm(cfg.emb_dim)
+        self.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size, bias=False)
+
+    def hidden_states(self, tokens: Tensor, packing: Packing) -> Tensor:
+        """Packed tokens (N,) -> what stands before the output head (N, emb_dim)."""
+        if packing.width > self.cfg.context_length:
+            raise ValueError(
+                f"tokens: a sequence holds at most {self.cfg.context_length} tokens (context_length);"
+                f" got {packing.width}"
+            )
+        x = self.drop_emb(self.tok_emb(tokens) + self.pos_emb(packing.positions))  # (N, d)
+        for block in self.trf_blocks:
+            x = block(x, packing)
+        return self.final_norm(x)
+
+    def last_logits(self, tokens: Tensor, packing: Packing) -> Tensor:
+        """Packed tokens (N,) -> logits at the last real token of each sequence (B, head size)."""
+        return self.out_head(self.hidden_states(tokens, packing)[packing.last])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """A full rectangle of tokens (B, T) -> logits (B, T, head size)."""
+        batch, width = tokens.shape
+        packing = Packing([width] * batch, tokens.device)
+        hidden = self.hidden_states(tokens.flatten(), packing)  # (B*T, d)
+        return self.out_head(hidden).unflatten(0, (batch, width))
+
+
+def initialise(model: GPTModel, seed: int) -> GPTModel:
+    """Fill `model` with GPT-2's random start and return it; same seed, same weights.
+
+    Normal with deviation 0.02, biases 0, and the two layers that write to the shortcut scaled by
+    1/sqrt(2 n_layers) (Radford et al. 2019, section 2.3).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shortcut = 0.02 / (2 * model.cfg.n_layers) ** 0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or name.endswith("shift"):
+                parameter.zero_()
+            elif name.endswith("scale"):
+                parameter.fill_(1.0)
+            else:
+                to_shortcut = name.endswith(("out_proj.weight", "ff.layers.2.weight"))
+                parameter.normal_(0.0, shortcut if to_shortcut else 0.02, generator=generator)
+    return model

@@ -1,0 +1,1 @@
+"""How the bundled base model is made: filter -> vocabulary -> train -> pack, one command a step."""

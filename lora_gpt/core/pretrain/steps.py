@@ -1,0 +1,45 @@
+"""The steps by name, as `python -m lora_gpt pretrain STEP` runs them; each goes on where it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lora_gpt.config import MODELS, BadValue, DataConfig
+from lora_gpt.core import tokenizer
+from lora_gpt.core.data import read_messages
+from lora_gpt.core.pretrain import corpus, language_model, pack, vocabulary
+
+
+def run(step: str, work: Path, texts: Path | None, tokens: float) -> dict[str, Any]:
+    """Run one step in the folder `work`. Raises BadValue for what is missing."""
+    work.mkdir(parents=True, exist_ok=True)
+    if step == "filter":
+        if texts is None:
+            raise BadValue("texts", "must name the folder with the pretraining texts", texts)
+        # Every message of the collection is kept out, the training ones too: simpler to promise.
+        kept_out = [m.text for m in read_messages(DataConfig(data="sms-spam"))]
+        return corpus.write_corpus(texts, kept_out, work)
+    if step == "vocabulary":
+        size = MODELS["mini"].config.vocab_size
+        return {"tokens": vocabulary.write_vocabulary(work, tokenizer.VOCABULARY, size)}
+    if step == "encode":
+        language_model.encode_sources(work, work)
+        return {}
+    if step == "train":
+        return _train(work, tokens)
+    return pack.pack(work)
+
+
+def _train(work: Path, tokens: float) -> dict[str, Any]:
+    if not isinstance(tokens, int | float) or tokens < 1:
+        raise BadValue("tokens", "must be a number of at least 1", tokens)
+    recipe = language_model.Recipe(tokens=int(tokens))
+    bar, last = tqdm(total=recipe.steps, unit="step", mininterval=5), None
+    for last in language_model.pretrain(work, recipe):
+        bar.update(last.step + 1 - bar.n)
+        if last.held_out is not None:
+            bar.set_postfix(loss=f"{last.loss:.3f}", held_out=f"{last.held_out:.3f}")
+    bar.close()
+    return {"loss_log": json.loads(json.dumps(language_model.read_checkpoint(work)[1]["log"]))}

@@ -1,0 +1,71 @@
+"""Safetensors files and nothing else: opened with a memory map, refused in plain words.
+
+A pickle can run code when it is opened, so it is recognised by its first bytes and never read.
+Knows nothing of models: who asks says which tensors there must be.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+DTYPES = ("F32", "BF16", "F16")
+
+
+class WeightsError(OSError):
+    """Base weights are missing, out of reach or not what the model needs: one sentence that names
+    what was looked at, the rule and what was found."""
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that starts with these (at least 9) bytes is a pickle or a zip of pickles."""
+    # A safetensors header may begin with the same two bytes, as its length; its JSON then follows.
+    pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    return (pickled or start[:4] == b"PK\x03\x04") and start[8:9] != b"{"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The file as safetensors' `safe_open` gives it, on the CPU; WeightsError for anything else."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: must be a safetensors file; got no file.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path}: must be a readable file; got {error.strerror}.") from error
+    if is_pickle(start):
+        raise WeightsError(
+            f"{path}: must be a safetensors file, because a pickle can run code when it is opened;"
+            " got a pickle."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path}: must be a whole safetensors file, so download or copy it again; got"
+            f" {path.stat().st_size:,} bytes that end early or are damaged ({error})."
+        ) from error
+
+
+def check(file: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape or kind by its header alone, before anything is read."""
+    found = file.get_slice(name)
+    if tuple(found.get_shape()) != shape:
+        raise WeightsError(f"{name}: must have shape {shape}; got {tuple(found.get_shape())}.")
+    if found.get_dtype() not in DTYPES:
+        raise WeightsError(f"{name}: must be {', '.join(DTYPES)}; got {found.get_dtype()}.")
+
+
+def tensor(file: Any, name: str) -> Tensor:
+    """One tensor as float32; WeightsError where it holds anything but finite numbers."""
+    values = file.get_tensor(name).float()
+    if not torch.isfinite(values).all():
+        strange = values[~torch.isfinite(values)][0].item()
+        raise WeightsError(f"{name}: must hold finite numbers only; got {strange}.")
+    return values

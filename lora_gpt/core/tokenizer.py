@@ -1,0 +1,59 @@
+"""Tokenizers as `tiktoken.Encoding`: GPT-2's own, and the small one of the bundled model.
+
+Both are byte-level, so any text can be encoded. Knows nothing of models. The bundled vocabulary is
+a file of ours in tiktoken's format: one base64 token and its rank a line.
+"""
+
+import base64
+from functools import cache
+from pathlib import Path
+
+import tiktoken
+
+ASSETS = Path(__file__).parents[2] / "assets"
+VOCABULARY = ASSETS / "mini" / "vocabulary.tiktoken"
+END_OF_TEXT = "<|endoftext|>"
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""How the small encoding cuts text into words before merging; digits go in pairs, so that numbers
+of any length are made of few tokens."""
+
+
+class TokenizerUnavailableError(OSError):
+    """The tokenizer's files are neither cached nor reachable."""
+
+
+def from_file(vocabulary: Path, name: str = "mini") -> tiktoken.Encoding:
+    """The encoding whose vocabulary stands in `vocabulary`; the end-of-text token comes last."""
+    # Not tiktoken's own reader: it caches by path and would keep a vocabulary since replaced.
+    lines = vocabulary.read_text(encoding="ascii").splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+    return tiktoken.Encoding(
+        name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
+    )
+
+
+@cache
+def load(name: str) -> tiktoken.Encoding:
+    """The encoding called `name`: 'mini' from `assets/`, others from tiktoken.
+
+    tiktoken downloads GPT-2's files once and keeps them (in TIKTOKEN_CACHE_DIR, where it is set).
+    Raises TokenizerUnavailableError when that fails.
+    """
+    if name == "mini":
+        return from_file(VOCABULARY)
+    try:
+        return tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:
+        raise TokenizerUnavailableError(
+            f"The tokenizer of {name} is not on this machine and could not be downloaded. Connect"
+            " to the internet once, or set TIKTOKEN_CACHE_DIR to a folder that holds its files."
+        ) from error
+
+
+def encode(encoding: tiktoken.Encoding, text: str, longest: int) -> list[int]:
+    """The first `longest` tokens of `text`, at least one: empty text becomes one end-of-text.
+
+    Special tokens in the text are read as plain characters: people may type them.
+    """
+    tokens = encoding.encode_ordinary(text)[:longest]
+    return tokens or [encoding.eot_token]

@@ -1,0 +1,322 @@
+"""`train`: one run as a generator of plain events.
+
+Knows nothing of threads, files, pages or stopping: whoever consumes the events decides. Everything
+random is a function of the seed and the step, never of what happened before, so a run that goes on
+from a checkpoint sees what one that was never stopped sees.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor, nn
+
+from lora_gpt.config import MODELS, BadValue, RunConfig, TrainingConfig
+from lora_gpt.core import tokenizer
+from lora_gpt.core.adapter import adapter_files
+from lora_gpt.core.baseline import linear_baseline
+from lora_gpt.core.classify import Classifier, logits_of, pack
+from lora_gpt.core.cost import peak_memory_mb, reset_peak_memory
+from lora_gpt.core.data import Message, read_messages
+from lora_gpt.core.evaluation import Metrics, measure
+from lora_gpt.core.lora import prepare
+from lora_gpt.core.model import GPTModel
+from lora_gpt.core.split import Split, split
+from lora_gpt.core.weights import load_base
+from lora_gpt.events import (
+    Adapter,
+    Checkpoint,
+    Event,
+    Finished,
+    Progress,
+    Started,
+    Step,
+    Validation,
+)
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' -> the fastest device here. Raises BadValue for one that this machine lacks."""
+    here = {"cpu": True, "mps": torch.backends.mps.is_available()}
+    here["cuda"] = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device(next(each for each in ("cuda", "mps", "cpu") if here[each]))
+    if not here.get(name):
+        found = ", ".join(each for each, is_here in here.items() if is_here)
+        raise BadValue("device", f"must be one that this machine has ({found})", name)
+    return torch.device(name)
+
+
+def rate(training: TrainingConfig, step: int, steps: int) -> float:
+    """Learning rate of `step`: a linear rise over the warm-up, then the schedule."""
+    peak, warmup = training.effective_learning_rate, round(training.warmup_fraction * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if training.schedule == "constant":
+        return peak
+    done = torch.tensor((step - warmup) / max(1, steps - warmup))
+    if training.schedule == "linear":
+        return peak * float(1 - done)
+    return peak * float((1 + torch.cos(torch.pi * done)) / 2)
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch (from 0) goes through `size` messages."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(size, generator=generator).tolist()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Messages with their tokens and their labels (1 for spam)."""
+
+    messages: Sequence[Message]
+    sequences: list[list[int]]
+    labels: Tensor
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], classifier: Classifier) -> "Part":
+        labels = torch.tensor([int(message.is_spam) for message in messages])
+        return cls(messages, classifier.encode([m.text for m in messages]), labels)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def look(self, model: GPTModel) -> tuple[float, float]:
+        """Mean loss and accuracy of `model` on this part."""
+        logits = logits_of(model, self.sequences)
+        loss = F.cross_entropy(logits, self.labels).item()
+        return loss, (logits.argmax(-1) == self.labels).float().mean().item()
+
+    def measure(self, model: GPTModel) -> Metrics:
+        logits = logits_of(model, self.sequences)
+        loss = F.cross_entropy(logits, self.labels).item()
+        return measure(self.messages, F.softmax(logits, -1)[:, 1].tolist(), loss)
+
+
+class Trainer:
+    """The state of a run: model, optimizer, and what the running numbers need."""
+
+    def __init__(self, model: GPTModel, config: RunConfig, train: Part):
+        self.model, self.config, self.train = model, config, train
+        self.device = model.tok_emb.weight.device
+        training = config.training
+        if len(train) < training.batch_size:
+            rule = f"must be at most {len(train)}, the number of training messages"
+            raise BadValue("batch_size", rule, training.batch_size)
+        self.per_epoch = len(train) // training.batch_size  # the last, partial batch is dropped
+        steps = self.per_epoch * training.epochs
+        self.steps = min(steps, training.max_steps) if training.max_steps else steps
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained,
+            lr=training.effective_learning_rate,
+            weight_decay=training.weight_decay,
+        )
+        self.step, self.seconds, self.right, self.seen = 0, 0.0, 0, 0
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=10)
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def batch(self) -> list[int]:
+        """Places in the training part of the messages of this step."""
+        epoch, batch = divmod(self.step, self.per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self.train), self.config.seed, epoch))
+        size = self.config.training.batch_size
+        return self._order[1][batch * size : (batch + 1) * size]
+
+    def advance(self, clock: Callable[[], float]) -> Step:
+        """One step of the optimizer."""
+        begun = clock()
+        epoch, batch = divmod(self.step, self.per_epoch)
+        if batch == 0:
+            self.right = self.seen = 0
+        places, training = self.batch(), self.config.training
+        # Dropout draws from the global generator: seeded by step, it does not know about the past.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        self.model.train()
+        tokens, packing = pack([self.train.sequences[p] for p in places], self.device)
+        labels = self.train.labels[places].to(self.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.model.last_logits(tokens, packing)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.trained, training.clip or float("inf"))
+        now_rate = rate(training, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = now_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        value = loss.item()
+        if not torch.isfinite(loss) or not torch.isfinite(norm):
+            raise ArithmeticError(
+                f"learning_rate: the loss became {value} at step {self.step}; a rate below"
+                f" {training.effective_learning_rate:g} keeps it finite"
+            )
+        self.right += int((logits.argmax(-1) == labels).sum())
+        self.seen += len(places)
+        self.step += 1
+        spent = clock() - begun
+        self.seconds += spent
+        self._recent.append((spent, len(tokens), len(places)))
+        recent = sum(seconds for seconds, _, _ in self._recent) or 1e-9
+        return Step(
+            step=self.step - 1,
+            epoch=epoch + 1,
+            batch=batch + 1,
+            loss=value,
+            accuracy=self.right / self.seen,
+            learning_rate=now_rate,
+            gradient_norm=float(norm),
+            tokens=len(tokens),
+            messages=len(places),
+            seconds=self.seconds,
+            tokens_per_second=sum(n for _, n, _ in self._recent) / recent,
+            messages_per_second=sum(n for _, _, n in self._recent) / recent,
+            seconds_left=recent / len(self._recent) * (self.steps - self.step),
+        )
+
+    # --- checkpoint ------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Checkpoint:
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        tensors = {f"model.{names[id(p)]}": p.detach() for p in self.trained}
+        for place, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{place}.{slot}": value for slot, value in state.items()}
+        numbers = {"step": self.step, "seconds": self.seconds}
+        numbers |= {"right": self.right, "seen": self.seen}
+        about = {"numbers": json.dumps(numbers), "config": json.dumps(self.config.to_json())}
+        contents = save_bytes({k: v.contiguous().cpu() for k, v in tensors.items()}, about)
+        return Checkpoint(self.step, {"checkpoint.safetensors": contents})
+
+    def restore(self, contents: bytes) -> None:
+        """Go on from a checkpoint of the same run. Raises BadValue for another run's."""
+        try:
+            tensors, about = load_bytes(contents), _metadata(contents)
+            numbers, kept = json.loads(about["numbers"]), json.loads(about["config"])
+            if kept != json.loads(json.dumps(self.config.to_json())):
+                raise BadValue("checkpoint", "must come from a run with the same config", kept)
+            named = dict(self.model.named_parameters())
+            with torch.no_grad():
+                for name, value in tensors.items():
+                    if name.startswith("model."):
+                        named[name.removeprefix("model.")].copy_(value)
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith("adam."):
+                    _, place, slot = name.split(".")
+                    state.setdefault(int(place), {})[slot] = value
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+            self.step, self.seconds = numbers["step"], numbers["seconds"]
+            self.right, self.seen = numbers["right"], numbers["seen"]
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise BadValue("checkpoint", "must be a whole checkpoint file", str(error)) from error
+
+
+def _metadata(contents: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file in memory: eight bytes of length, then JSON."""
+    size = int.from_bytes(contents[:8], "little")
+    return json.loads(contents[8 : 8 + size])["__metadata__"]
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+
+def train(
+    config: RunConfig,
+    checkpoint: bytes | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Event]:
+    """Train as `config` says and yield what happens, from reading the messages to the test.
+
+    `checkpoint` is the file of an earlier `Checkpoint` event of the same config; the run goes on
+    there. Raises BadValue, DataError, WeightsError, AdapterError or TokenizerUnavailableError, each
+    with a sentence for people, before the first step, and ArithmeticError when the loss is not
+    finite.
+    """
+    begun = clock()
+    reset_peak_memory()
+    device = choose_device(config.training.device)
+    yield Progress("reading the messages", 0, 1)
+    parts = split(read_messages(config.data), config.data, config.seed)
+    encoding = tokenizer.load(MODELS[config.model].encoding)
+    base = yield from load_base(config)
+    model = prepare(base, config.training.method, config.lora, config.seed).to(device)
+    classifier = Classifier(model, encoding, config.training.max_tokens)
+    trainer = Trainer(model, config, Part.of(parts.train, classifier))
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    validation = Part.of(parts.validation, classifier) if parts.validation else None
+    yield _started(trainer, parts)
+    yield from _steps(trainer, validation, clock)
+    yield Adapter(trainer.step, adapter_files(model, config))
+    yield from _conclusion(trainer, parts, classifier, begun, clock)
+
+
+def _started(trainer: Trainer, parts: Split) -> Started:
+    return Started(
+        steps=trainer.steps,
+        steps_per_epoch=trainer.per_epoch,
+        train_size=len(parts.train),
+        validation_size=len(parts.validation),
+        test_size=len(parts.test),
+        leaked_test_messages=parts.leaked,
+        near_test_messages=parts.near,
+        trainable=sum(p.numel() for p in trainer.trained),
+        total=sum(p.numel() for p in trainer.model.parameters()),
+        device=str(trainer.device),
+        threads=torch.get_num_threads(),
+        first_step=trainer.step,
+    )
+
+
+def _steps(
+    trainer: Trainer, validation: Part | None, clock: Callable[[], float]
+) -> Iterator[Event]:
+    training = trainer.config.training
+    if validation and trainer.step == 0:
+        yield Validation(0, *validation.look(trainer.model))
+    while trainer.step < trainer.steps:
+        yield trainer.advance(clock)
+        step, last = trainer.step, trainer.step == trainer.steps
+        at_epoch = step % trainer.per_epoch == 0
+        due = training.validate_every and step % training.validate_every == 0
+        if validation and (due or at_epoch or last):
+            yield Validation(step, *validation.look(trainer.model))
+        if step % training.checkpoint_every == 0 or last:
+            yield trainer.checkpoint()
+
+
+def _conclusion(
+    trainer: Trainer,
+    parts: Split,
+    classifier: Classifier,
+    begun: float,
+    clock: Callable[[], float],
+) -> Iterator[Event]:
+    found: dict[str, Metrics] = {}
+    for place, name in enumerate(("train", "validation", "test")):
+        yield Progress(f"measuring the {name} part", place, 4)
+        messages = getattr(parts, name)
+        if messages:
+            found[name] = Part.of(messages, classifier).measure(trainer.model)
+    yield Progress("fitting the linear baseline", 3, 4)
+    baseline = linear_baseline(parts, trainer.config.seed)
+    yield Finished(
+        steps=trainer.step,
+        train_seconds=trainer.seconds,
+        seconds=clock() - begun,
+        train_accuracy=found["train"].accuracy,
+        validation=found["validation"].to_json() if "validation" in found else None,
+        test=found["test"].to_json(),
+        baseline=baseline.to_json(),
+        peak_memory_mb=peak_memory_mb(trainer.device),
+    )

@@ -1,0 +1,232 @@
+"""Base weights: random, bundled, from a folder or from the Hugging Face Hub; safetensors only.
+
+A file holds either our own names or those of a GPT-2 checkpoint, which are translated. Every name
+and shape is checked before a number is read, and the model is built without weights and given
+them, so nothing is initialised twice. Knows nothing of LoRA and of heads for classification.
+"""
+
+import json
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lora_gpt.config import MODELS, GPTConfig, RunConfig
+from lora_gpt.core.hub import INSTEAD, Hub
+from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.tensor_file import WeightsError, check, opened, tensor
+from lora_gpt.core.tokenizer import ASSETS
+from lora_gpt.events import Progress
+
+__all__ = ["BUNDLED", "WeightsError", "empty_model", "load_base", "read_base", "save_base"]
+
+BUNDLED = ASSETS / "mini" / "model.safetensors"
+FILE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
+HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", re.ASCII)
+
+
+def load_base(
+    config: RunConfig, *, bundled: Path = BUNDLED, hub: Hub | None = None
+) -> Generator[Progress, None, GPTModel]:
+    """The base that `config` names, float32, on the CPU, in eval mode.
+
+    Yields Progress; a download in bytes. Raises WeightsError, one sentence, for weights that are
+    missing, out of reach or of another model.
+    """
+    spec = MODELS[config.model]
+    if config.init == "random":
+        yield Progress(f"making random weights for {spec.label}", 0, 1)
+        model = empty_model(spec.config).to_empty(device="cpu")
+        return initialise(model, config.seed).eval()
+    path = bundled
+    if config.weights or spec.hub:
+        path = yield from _found(config.weights or spec.hub, config, hub or Hub())
+    yield Progress(f"reading the weights of {spec.label}", 0, 1)
+    return read_base(path, spec.config)
+
+
+def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
+    """The model in a safetensors file, under our names or a GPT-2 checkpoint's.
+
+    A file without output head has a tied one: it is filled from the token embedding. Raises
+    WeightsError naming the first tensor that is missing, surplus or of the wrong shape.
+    """
+    model = empty_model(cfg)
+    with opened(path) as file:
+        names = set(file.keys())
+        pieces = _own_pieces(model) if "tok_emb.weight" in names else _gpt2_pieces(model, names)
+        head = pieces["out_head.weight"].name
+        for piece in pieces.values():
+            if piece.name in names:
+                check(file, piece.name, piece.shape)
+            elif piece.name != head:
+                raise WeightsError(f"{piece.name}: must have shape {piece.shape}; got no tensor.")
+        for name in sorted(names - {piece.name for piece in pieces.values()}):
+            if not re.fullmatch(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias", name):
+                found = tuple(file.get_slice(name).get_shape())
+                raise WeightsError(f"{name}: must not be in {path.name}; got shape {found}.")
+        state = {o: p.of(tensor(file, p.name)) for o, p in pieces.items() if p.name in names}
+    if "out_head.weight" not in state:
+        state["out_head.weight"] = state["tok_emb.weight"].clone()
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def save_base(model: GPTModel, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write `model` under our names, without its output head, which must be tied (ValueError)."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if not torch.equal(parameters.pop("out_head.weight"), model.tok_emb.weight):
+        raise ValueError(f"out_head: must equal tok_emb to be saved to {path}; got another head")
+    contents = {name: p.detach().to("cpu", dtype).contiguous() for name, p in parameters.items()}
+    # Put in place whole, so that nobody who has the old file mapped sees it change.
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(save(contents, metadata={"format": "pt"}))
+    part.replace(path)
+
+
+def empty_model(cfg: GPTConfig) -> GPTModel:
+    """A model without numbers, on the meta device."""
+    with torch.device("meta"):
+        return GPTModel(cfg)
+
+
+# --- where the file is ---------------------------------------------------------------------------
+
+
+def _found(source: str, config: RunConfig, hub: Hub) -> Generator[Progress, None, Path]:
+    """The weights file that `source` names: a folder, a file or a Hub repository."""
+    place = Path(source).expanduser()
+    if place.suffix in PICKLES and place.is_file():
+        raise WeightsError(f"Weights from: must be safetensors, never a pickle; got {source!r}.")
+    if place.is_file():
+        return place
+    if place.is_dir():
+        if not (place / FILE).is_file():
+            others = ", ".join(sorted(p.name for p in place.iterdir() if p.suffix in PICKLES))
+            got = f"only {others}, which can run code when opened" if others else "none"
+            raise WeightsError(f"Weights from: {source} must hold a {FILE}; got {got}.")
+        _check_description(place / "config.json", config)
+        return place / FILE
+    if not HUB_NAME.fullmatch(source):
+        rule = "must be a folder, a .safetensors file or a Hugging Face repository owner/name"
+        raise WeightsError(f"Weights from: {rule}; got {source!r}.")
+    return (yield from _downloaded(source, config, hub))
+
+
+def _downloaded(source: str, config: RunConfig, hub: Hub) -> Generator[Progress, None, Path]:
+    label = MODELS[config.model].label
+    weights, description = hub.cached(source, FILE), hub.cached(source, "config.json")
+    if not weights:
+        # The small file first: it tells a wrong model before half a gigabyte has been fetched.
+        try:
+            description = yield from hub.fetch(source, "config.json", f"looking up {source}")
+        except FileNotFoundError:
+            description = None
+    if description:
+        _check_description(description, config)
+    if weights:
+        return weights
+    try:
+        return (yield from hub.fetch(source, FILE, f"downloading the weights of {label}"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"Weights from: {source} must hold a {FILE}; got a repository without. Other formats"
+            f" can run code when they are opened. Choose another, {INSTEAD}."
+        ) from error
+
+
+def _check_description(path: Path, config: RunConfig) -> None:
+    """Refuse a config.json that tells of another model; the number of heads stands nowhere else."""
+    if not path.is_file():
+        return
+    try:
+        told: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: must be JSON; got something else.") from error
+    cfg, label = MODELS[config.model].config, MODELS[config.model].label
+    expected = {
+        "model_type": ("gpt2",),
+        "n_embd": (cfg.emb_dim,),
+        "n_layer": (cfg.n_layers,),
+        "n_head": (cfg.n_heads,),
+        "n_positions": (cfg.context_length,),
+        "vocab_size": (cfg.vocab_size,),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (1e-5,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+    }
+    for name, allowed in expected.items():
+        if not isinstance(told, dict) or told.get(name, allowed[0]) not in allowed:
+            got = told.get(name) if isinstance(told, dict) else told
+            raise WeightsError(
+                f"config.json: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
+                f" {got!r}. Choose the model that these weights belong to."
+            )
+
+
+# --- names and shapes ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Where one of our parameters stands in a file: under `name`, in `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+    third: int | None = None
+    """GPT-2 keeps query, key and value side by side; 0, 1 or 2 is cut out of the last axis."""
+
+    def of(self, values: Tensor) -> Tensor:
+        if self.third is not None:
+            values = values.chunk(3, -1)[self.third]
+        return (values.T if self.transposed else values).contiguous()
+
+
+def _own_pieces(model: GPTModel) -> dict[str, _Piece]:
+    return {name: _Piece(name, tuple(p.shape)) for name, p in model.named_parameters()}
+
+
+GPT2_NAMES = {
+    "tok_emb": "wte",
+    "pos_emb": "wpe",
+    "final_norm": "ln_f",
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "att.out_proj": "attn.c_proj",
+    "ff.layers.0": "mlp.c_fc",
+    "ff.layers.2": "mlp.c_proj",
+    "att.W_query": "attn.c_attn",
+    "att.W_key": "attn.c_attn",
+    "att.W_value": "attn.c_attn",
+}
+"""Our modules -> those of OpenAI's checkpoints; `transformers` keeps the names."""
+THIRDS = {"att.W_query": 0, "att.W_key": 1, "att.W_value": 2}
+
+
+def _gpt2_pieces(model: GPTModel, names: set[str]) -> dict[str, _Piece]:
+    prefix = "transformer." if "transformer.wte.weight" in names else ""
+    pieces = {"out_head.weight": _Piece("lm_head.weight", tuple(model.out_head.weight.shape))}
+    for ours, parameter in model.named_parameters():
+        if ours == "out_head.weight":
+            continue
+        module, _, kind = ours.rpartition(".")
+        block = re.match(r"trf_blocks\.(\d+)\.", module)
+        inner = module[block.end() :] if block else module
+        theirs = {"scale": "weight", "shift": "bias"}.get(kind, kind)
+        name = f"{prefix}{f'h.{block[1]}.' if block else ''}{GPT2_NAMES[inner]}.{theirs}"
+        # Their blocks multiply by (in, out), where nn.Linear keeps (out, in).
+        transposed = block is not None and kind == "weight"
+        shape = tuple(parameter.shape[::-1] if transposed else parameter.shape)
+        third = THIRDS.get(inner)
+        if third is not None:
+            shape = (*shape[:-1], 3 * shape[-1])
+        pieces[ours] = _Piece(name, shape, transposed, third)
+    return pieces

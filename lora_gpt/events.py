@@ -1,0 +1,190 @@
+"""What a training run says: plain frozen dataclasses, each one JSON line.
+
+The run folder's `events.jsonl` is a sequence of these. Knows nothing of torch, files or pages; the
+two events that carry tensors (`Checkpoint`, `Adapter`) keep them in `files`, which never
+enters the JSON: whoever consumes the events decides where tensors go.
+"""
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Something long before or after the training: how far it is, how long it will still take."""
+
+    stage: str
+    """Plain words: 'downloading the weights', 'evaluating'."""
+    done: float
+    total: float
+    """Same unit as `done`; 0 where it is not known."""
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """Everything that is known before the first step."""
+
+    steps: int
+    steps_per_epoch: int
+    train_size: int
+    validation_size: int
+    test_size: int
+    leaked_test_messages: int
+    """Test messages that also stand in training, letter for letter."""
+    near_test_messages: int
+    """Test messages with a nearly equal one in training, the letter-for-letter ones included."""
+    trainable: int
+    total: int
+    device: str
+    threads: int
+    first_step: int = 0
+    """Where a resumed run goes on."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the optimizer. Losses in nats a message, before the step's update."""
+
+    step: int
+    """Counted from 0."""
+    epoch: int
+    """Counted from 1."""
+    batch: int
+    """Within its epoch, counted from 1."""
+    loss: float
+    accuracy: float
+    """Running share of right answers in this epoch, each batch judged before its update."""
+    learning_rate: float
+    gradient_norm: float
+    """Before clipping."""
+    tokens: int
+    """Real tokens in the batch, pads not counted."""
+    messages: int
+    seconds: float
+    """Training time so far, validation left out."""
+    tokens_per_second: float
+    """Over the last ten steps."""
+    messages_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A look at the validation part after `step` steps."""
+
+    step: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything needed to go on after `step` steps, as one safetensors file."""
+
+    step: int
+    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """Contents by file name."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What was trained, in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`."""
+
+    step: int
+    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """Contents by file name."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end: metrics of every part as `core.evaluation.Metrics` writes them, and the costs."""
+
+    steps: int
+    train_seconds: float
+    """Training steps alone."""
+    seconds: float
+    """From the first line of `train` to its last, loading and evaluation included."""
+    train_accuracy: float
+    """Accuracy of the finished model on the training part."""
+    validation: dict[str, Any] | None
+    test: dict[str, Any]
+    baseline: dict[str, Any]
+    """The linear model on the same split."""
+    peak_memory_mb: float | None
+    """Peak resident memory of the process (CPU) or of the device's allocator (CUDA); None where the
+    system does not tell."""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The run waits for a worker."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run goes on from its checkpoint."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run was stopped by its owner after `step` steps; it can be resumed."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run ended in a fault. `message` is one sentence for people; details stand in the log."""
+
+    message: str
+
+
+Event = (
+    Progress
+    | Started
+    | Step
+    | Validation
+    | Checkpoint
+    | Adapter
+    | Finished
+    | Queued
+    | Resumed
+    | Stopped
+    | Failed
+)
+KINDS: dict[str, type] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        Progress,
+        Started,
+        Step,
+        Validation,
+        Checkpoint,
+        Adapter,
+        Finished,
+        Queued,
+        Resumed,
+        Stopped,
+        Failed,
+    )
+}
+
+
+def to_json(event: Event) -> str:
+    """One line of JSON with the event's kind; `files` are left out."""
+    values = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "files"}
+    return json.dumps({"kind": type(event).__name__.lower()} | values, allow_nan=False)
+
+
+def from_json(line: str) -> Event:
+    """The inverse of `to_json`. Raises ValueError for a line that is not an event."""
+    try:
+        values = json.loads(line)
+        kind = KINDS[values.pop("kind")]
+        return kind(**values)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"events: every line must be an event; got {line[:80]!r}") from error

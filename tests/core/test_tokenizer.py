@@ -1,0 +1,111 @@
+"""Tokenizers: the bundled one, GPT-2's, and what happens without a network."""
+
+import os
+from pathlib import Path
+
+import pytest
+import tiktoken
+
+from lora_gpt.config import MODELS
+from lora_gpt.core import tokenizer
+
+TEXTS = [
+    "",
+    " ",
+    "URGENT! You have won a £1,000 prize, call 09061701461 now!!!",
+    "see you at 8 :)\n\n\tlove\r\n",
+    "Ünïcödé, 中文, العربية, हिन्दी",
+    "🎉👩‍👩‍👧‍👦🇩🇪",
+    "e\u0301 \u200b\u202e\ufeff\x00\x1f\x7f",
+    "a" * 500,
+    "<|endoftext|>",
+    "".join(chr(c) for c in range(0, 0x110000, 97) if not 0xD800 <= c < 0xE000),
+]
+
+
+@pytest.fixture
+def fresh():
+    """No encoding is remembered before or after the test."""
+    tokenizer.load.cache_clear()
+    yield
+    tokenizer.load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return tokenizer.load("mini")
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: ascii(text)[:30])
+def test_any_text_comes_back_as_it_was(mini, text):
+    """The bundled encoding is byte-level: nothing is lost and nothing is unknown."""
+    assert mini.decode(mini.encode_ordinary(text)) == text
+
+
+def test_every_byte_is_a_token(mini):
+    """Whatever 256 bytes there are can be written."""
+    for value in range(256):
+        assert mini.decode_bytes([mini.encode_single_token(bytes([value]))]) == bytes([value])
+
+
+def test_the_bundled_encoding_fits_the_bundled_model(mini):
+    """4,096 tokens, the end-of-text token last."""
+    assert mini.n_vocab == 4096 == MODELS["mini"].config.vocab_size
+    assert mini.eot_token == 4095
+
+
+def test_special_tokens_in_a_text_are_plain_characters(mini):
+    """People may type them; they never become the special token."""
+    tokens = tokenizer.encode(mini, "<|endoftext|>", 100)
+    assert mini.eot_token not in tokens
+    assert mini.decode(tokens) == "<|endoftext|>"
+
+
+def test_an_empty_text_has_one_token(mini):
+    """The end-of-text token, so that there is a last token to classify at."""
+    assert tokenizer.encode(mini, "", 10) == [mini.eot_token]
+
+
+def test_a_long_text_is_cut(mini):
+    """Its first tokens are kept."""
+    text = "one two three four five six"
+    assert tokenizer.encode(mini, text, 3) == mini.encode_ordinary(text)[:3]
+
+
+def test_every_model_names_an_encoding_of_its_size():
+    """The small model has the bundled one, GPT-2's have GPT-2's."""
+    assert {spec.encoding for spec in MODELS.values()} == {"mini", "gpt2"}
+
+
+@pytest.mark.parametrize("fault", [ConnectionError("no route"), ValueError("bad hash")], ids=repr)
+def test_out_of_reach_is_a_sentence_that_says_what_to_do(monkeypatch, fresh, fault):
+    """Neither cached nor downloadable: connect once, or name the folder."""
+
+    def unreachable(name):
+        raise fault
+
+    monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
+    with pytest.raises(tokenizer.TokenizerUnavailableError) as caught:
+        tokenizer.load("gpt2")
+    assert "gpt2" in str(caught.value)
+    assert "Connect to the internet once" in str(caught.value)
+    assert "TIKTOKEN_CACHE_DIR" in str(caught.value)
+
+
+def test_the_bundled_encoding_needs_no_network(monkeypatch, fresh):
+    """tiktoken is not asked for it."""
+    monkeypatch.setattr(tiktoken, "get_encoding", None)
+    assert tokenizer.load("mini").name == "mini"
+
+
+@pytest.mark.data
+@pytest.mark.skipif("LORA_GPT_DATA" not in os.environ, reason="LORA_GPT_DATA is not set")
+def test_gpt2s_encoding_is_the_real_one(monkeypatch, fresh):
+    """50,257 tokens; the ids are those that GPT-2 was trained with."""
+    cache = Path(os.environ["LORA_GPT_DATA"]) / "tiktoken_cache"
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    encoding = tokenizer.load("gpt2")
+    assert encoding.n_vocab == 50257
+    assert encoding.encode_ordinary("Hello, I am") == [15496, 11, 314, 716]
+    for text in TEXTS:
+        assert encoding.decode(encoding.encode_ordinary(text)) == text

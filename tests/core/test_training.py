@@ -1,0 +1,201 @@
+"""Laws of the training loop, on the bundled model's shape with random weights and few messages."""
+
+from dataclasses import replace
+from itertools import takewhile
+
+import pytest
+import torch
+
+from lora_gpt.config import BadValue, RunConfig
+from lora_gpt.core.classify import Classifier
+from lora_gpt.core.training import Part, choose_device, epoch_order, rate, train
+from lora_gpt.events import Adapter, Checkpoint, Finished, Started, Step, Validation
+
+QUICK = RunConfig().changed(
+    init="random", epochs=1, max_steps=6, batch_size=4, validate_every=3, checkpoint_every=3
+)
+
+
+@pytest.fixture(autouse=True)
+def _few_messages(monkeypatch, tmp_path):
+    """A file of 60 messages instead of the bundled ones: the laws hold for any."""
+    lines = [f"spam\tClaim prize number {n} now at win{n}.info, reply YES" for n in range(30)]
+    lines += [f"ham\tSee you at {n} o'clock near the {n}th gate, love Ann" for n in range(30)]
+    path = tmp_path / "few.tsv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(__import__(__name__, fromlist=["QUICK"]), "FEW", str(path))
+
+
+FEW = ""
+
+
+def few(**changes):
+    return QUICK.changed(data=FEW, keep_apart=False, **changes)
+
+
+def steps_of(events):
+    return [event for event in events if isinstance(event, Step)]
+
+
+def losses(config, checkpoint=None):
+    return [step.loss for step in steps_of(train(config, checkpoint))]
+
+
+def test_the_same_seed_gives_the_same_losses():
+    """Bit for bit, dropout included; another seed gives others."""
+    config = few(dropout=0.2)
+    first = losses(config)
+    assert first == losses(config)
+    assert first != losses(replace(config, seed=43))
+
+
+def test_stop_and_resume_equals_never_stopped():
+    """What comes after a checkpoint does not depend on whether there was a break."""
+    config = few(dropout=0.1)
+    whole = list(train(config))
+    kept = next(event for event in whole if isinstance(event, Checkpoint) and event.step == 3)
+    rest = list(train(config, kept.files["checkpoint.safetensors"]))
+    quiet = dict(seconds=0.0, tokens_per_second=0.0, messages_per_second=0.0, seconds_left=0.0)
+    assert [replace(s, **quiet) for s in steps_of(rest)] == [
+        replace(s, **quiet) for s in steps_of(whole)[3:]
+    ]
+    last = [next(e for e in events if isinstance(e, Adapter)) for events in (whole, rest)]
+    assert last[0].files == last[1].files
+    ends = [next(e for e in events if isinstance(e, Finished)).test for events in (whole, rest)]
+    assert ends[0] == ends[1]
+
+
+def test_a_checkpoint_of_another_run_is_refused():
+    kept = next(event for event in train(few()) if isinstance(event, Checkpoint))
+    contents = kept.files["checkpoint.safetensors"]
+    with pytest.raises(BadValue, match="same config"):
+        list(train(few(rank=4), contents))
+    with pytest.raises(BadValue, match="whole checkpoint"):
+        list(train(few(), contents[:1000]))
+
+
+def test_events_come_in_order_and_add_up():
+    """Started, then steps from 0, validation when it is due, adapter, end."""
+    events = list(train(few()))
+    started = next(event for event in events if isinstance(event, Started))
+    assert [step.step for step in steps_of(events)] == list(range(6))
+    assert [look.step for look in events if isinstance(look, Validation)] == [0, 3, 6]
+    assert started.train_size + started.validation_size + started.test_size == 60
+    assert started.trainable < started.total
+    before_end = list(takewhile(lambda event: not isinstance(event, Finished), events))
+    assert any(isinstance(event, Adapter) for event in before_end)
+    assert isinstance(events[-1], Finished) and events[-1].test["size"] == started.test_size
+
+
+def test_the_last_partial_batch_is_dropped():
+    """42 messages in batches of 4 are ten steps an epoch, as the labs count."""
+    started = next(e for e in train(few(max_steps=0)) if isinstance(e, Started))
+    assert started.steps_per_epoch == started.train_size // 4 == started.steps
+
+
+@pytest.mark.parametrize("method", ["lora", "head", "full"])
+def test_every_method_trains_what_it_says(method):
+    """Only what the method names moves; the frozen rest is what it was."""
+    events = list(train(few(method=method, learning_rate=0.01)))
+    names = {name for name in _tensors(events)}
+    if method == "head":
+        assert names == {"out_head.weight", "out_head.bias"}
+    elif method == "lora":
+        assert any(name.endswith("lora_A.weight") for name in names)
+        assert not any(name.endswith("linear.weight") for name in names)
+    else:
+        assert "tok_emb.weight" in names
+
+
+def _tensors(events):
+    from safetensors.torch import load
+
+    adapter = next(event for event in events if isinstance(event, Adapter))
+    tensors = load(adapter.files["adapter_model.safetensors"])
+    return {name.removeprefix("base_model.model.") for name in tensors}
+
+
+def test_training_learns():
+    """Two clearly different classes are told apart after a few epochs from random weights."""
+    config = few(max_steps=0, epochs=6, learning_rate=0.01)
+    events = list(train(config))
+    first, last = steps_of(events)[0].loss, steps_of(events)[-1].loss
+    assert last < first / 2
+    assert events[-1].test["accuracy"] > 0.9
+
+
+def test_padding_changes_nothing():
+    """A verdict does not depend on the messages beside it."""
+    from lora_gpt.config import MODELS
+    from lora_gpt.core import tokenizer
+    from lora_gpt.core.lora import prepare
+    from lora_gpt.core.model import GPTModel, initialise
+
+    model = initialise(GPTModel(MODELS["mini"].config), 0)
+    prepare(model, "lora", QUICK.lora, 0)
+    classifier = Classifier(model.eval(), tokenizer.load("mini"))
+    texts = ["ok", "see you at ten by the old gate, bring the blue folder please", "no " * 90]
+    together = [verdict.p_spam for verdict in classifier.verdicts(texts)]
+    alone = [classifier.verdicts([text])[0].p_spam for text in texts]
+    assert together == pytest.approx(alone, abs=1e-6)
+
+
+def test_an_infinite_loss_is_told_and_not_trained_on():
+    with pytest.raises(ArithmeticError, match="learning_rate"):
+        list(train(few(method="full", learning_rate=1.0, clip=0.0, max_steps=0, epochs=30)))
+
+
+def test_the_schedules():
+    """Each rises over the warm-up; cosine and linear end near 0, constant stays."""
+    base = few(learning_rate=1.0, warmup_fraction=0.1).training
+    for schedule, last in (("constant", 1.0), ("linear", 1 / 90), ("cosine", 0.0003)):
+        training = replace(base, schedule=schedule)
+        rates = [rate(training, step, 100) for step in range(100)]
+        assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+        assert max(rates) == 1.0
+        assert rates[-1] == pytest.approx(last, abs=1e-4)
+
+
+def test_every_epoch_has_its_own_order():
+    """A permutation, different from epoch to epoch, equal for equal seeds."""
+    first, second = epoch_order(50, 7, 0), epoch_order(50, 7, 1)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert first == epoch_order(50, 7, 0)
+
+
+def test_a_device_that_is_not_here_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("needs a CUDA device to be absent")
+    with pytest.raises(BadValue, match=r"device: must be one that this machine has"):
+        choose_device("cuda")
+
+
+def test_too_few_messages_for_a_batch():
+    with pytest.raises(BadValue, match="batch_size: must be at most"):
+        list(train(few(batch_size=200)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_learns_the_same():
+    """bf16 on the GPU follows the CPU's losses closely over the first steps."""
+    here = losses(few(device="cpu"))
+    there = losses(few(device="cuda"))
+    assert there == pytest.approx(here, abs=0.05)
+
+
+def test_a_part_measures_what_it_looks_at():
+    """Accuracy while training and accuracy at the end are the same measure."""
+    from lora_gpt.config import MODELS
+    from lora_gpt.core import tokenizer
+    from lora_gpt.core.data import Message
+    from lora_gpt.core.lora import prepare
+    from lora_gpt.core.model import GPTModel, initialise
+
+    model = prepare(initialise(GPTModel(MODELS["mini"].config), 0), "head", QUICK.lora, 0)
+    classifier = Classifier(model, tokenizer.load("mini"))
+    part = Part.of([Message(f"message {n}", n % 3 == 0) for n in range(12)], classifier)
+    loss, accuracy = part.look(model)
+    metrics = part.measure(model)
+    assert (metrics.loss, metrics.accuracy) == pytest.approx((loss, accuracy))
