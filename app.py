@@ -1,0 +1,53 @@
+"""Serve the page: parse arguments, build, launch.
+
+Host and port also come from GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, the runs from LORA_GPT_RUNS.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The options of the page; defaults that are None are left to Gradio's environment."""
+    parser = argparse.ArgumentParser(description="Serve the page of lora_gpt.")
+    parser.add_argument("--host", help="address to listen on; GRADIO_SERVER_NAME, else 127.0.0.1")
+    parser.add_argument(
+        "--port", type=int, help="GRADIO_SERVER_PORT, else the first free from 7860"
+    )
+    parser.add_argument(
+        "--runs", type=Path, help="folder of the runs; LORA_GPT_RUNS, else your data"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="trainings at the same time (1)")
+    return parser
+
+
+def runs_folder(given: Path | None) -> Path:
+    """Where runs are kept: the option, LORA_GPT_RUNS, or the user's own data folder."""
+    from platformdirs import user_data_path
+
+    if given is not None:
+        return given
+    named = os.environ.get("LORA_GPT_RUNS")
+    return Path(named) if named else user_data_path("lora_gpt", appauthor=False) / "runs"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve until interrupted."""
+    options = arguments().parse_args(argv)
+    # Only now: --help answers at once, and a worker process that starts here imports neither.
+    from lora_gpt.service import Service
+    from lora_gpt.ui.build import build, serve
+
+    service = Service(runs_folder(options.runs), workers=options.workers)
+    try:
+        demo = build(service)
+        address = serve(demo, server_name=options.host, server_port=options.port)
+        print(f"lora_gpt is at {address}", flush=True)
+        demo.block_thread()
+    finally:
+        service.close()
+
+
+if __name__ == "__main__":
+    main()

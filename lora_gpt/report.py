@@ -1,0 +1,177 @@
+"""The lab report of a run, in Markdown: the labs' five questions, answered with its own numbers.
+
+Pure text from plain values: a run's config, its events and the parameter counts of its model.
+"""
+
+import html
+import shlex
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from lora_gpt.config import MODELS, RunConfig, all_knobs
+from lora_gpt.events import Event, Finished, Started, Step, Validation
+
+
+class Count(Protocol):
+    """Parameters at one stage, as `core.structure.StageCount` gives them."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def trainable(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def fraction(self) -> float: ...
+
+
+def write_report(
+    run_id: str, config: RunConfig, events: Sequence[Event], stages: Sequence[Count]
+) -> str:
+    """The report of a run that may still be going on: what is not known yet is said to be so."""
+    sections = [
+        f"# LoRA on {MODELS[config.model].label}: run {run_id}",
+        _repeat(config),
+        _injection(config),
+        _fractions(config, stages),
+        _training(events),
+        _test(events),
+        _settings(config),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def command(config: RunConfig) -> str:
+    """The command line that repeats a run: every knob that differs from its default."""
+    words = ["python", "-m", "lora_gpt", "train"]
+    standard = RunConfig().flat()
+    for name, value in config.flat().items():
+        if value == standard[name]:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{name.replace('_', '-')}")
+        elif isinstance(value, tuple):
+            words += [flag, *value]
+        else:
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
+
+
+def _repeat(config: RunConfig) -> str:
+    return f"To repeat it:\n\n```\n{command(config)}\n```"
+
+
+def _injection(config: RunConfig) -> str:
+    lora, cfg = config.lora, config.architecture
+    if config.training.method != "lora":
+        what = "Nothing was injected: this run trained " + (
+            "the new head alone." if config.training.method == "head" else "every parameter."
+        )
+        return f"## 1. What injection changes\n\n{what}"
+    return (
+        "## 1. What injection changes\n\n"
+        f"{cfg.n_layers * len(lora.targets)} linear layers, {len(lora.targets)} in each of"
+        f" {cfg.n_layers} blocks ({', '.join(lora.targets)}), became `LinearWithLoRA`. Each keeps"
+        f" its frozen weight W and gets A (in × {lora.rank}) and B ({lora.rank} × out) beside it:"
+        f" the output is W x plus {lora.scale:g} times the update A B. B starts at 0, so before the"
+        " first step the model says exactly what it said before."
+    )
+
+
+def _fractions(config: RunConfig, stages: Sequence[Count]) -> str:
+    rows = [
+        f"| {stage.stage} | {stage.trainable:,} | {stage.total:,} | {100 * stage.fraction:.2f}% |"
+        for stage in stages
+    ]
+    return "\n".join(
+        [
+            "## 2 and 3. The trainable fraction, without and with the classification head",
+            "",
+            "| stage | trainable | total | fraction |",
+            "| --- | ---: | ---: | ---: |",
+            *rows,
+        ]
+    )
+
+
+def _training(events: Sequence[Event]) -> str:
+    steps = {event.step: event for event in events if isinstance(event, Step)}
+    looks = {event.step: event for event in events if isinstance(event, Validation)}
+    lines = ["## 4. Loss and accuracy in training", ""]
+    if not steps:
+        return "\n".join([*lines, "Not known yet: no step has been taken."])
+    lines += [
+        "| epoch | steps | first loss | mean loss | last loss | accuracy | validation accuracy |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for epoch in sorted({step.epoch for step in steps.values()}):
+        own = [step for _, step in sorted(steps.items()) if step.epoch == epoch]
+        mean = sum(step.loss for step in own) / len(own)
+        seen = [look for at, look in sorted(looks.items()) if at <= own[-1].step + 1]
+        validation = f"{100 * seen[-1].accuracy:.2f}%" if seen else "no validation part"
+        lines.append(
+            f"| {epoch} | {len(own)} | {own[0].loss:.4f} | {mean:.4f} | {own[-1].loss:.4f}"
+            f" | {100 * own[-1].accuracy:.2f}% | {validation} |"
+        )
+    lines += ["", "Accuracy is the running share of right answers, each batch judged before it is"]
+    lines[-1] += " learnt from."
+    return "\n".join(lines)
+
+
+def _test(events: Sequence[Event]) -> str:
+    ends = [event for event in events if isinstance(event, Finished)]
+    starts = [event for event in events if isinstance(event, Started)]
+    title = "## 5. Test accuracy\n\n"
+    if not ends or not starts:
+        return title + "Not known yet: the run has not finished."
+    end, start, test = ends[-1], starts[-1], ends[-1].test
+    return (
+        title
+        + f"**{percent_with_interval(test)}** on messages that were never trained on; on the"
+        f" training part {100 * end.train_accuracy:.2f}%. A linear model on the same split:"
+        f" {percent_with_interval(end.baseline)}.\n\n"
+        "|  | said ham | said spam |\n| --- | ---: | ---: |\n"
+        f"| is ham | {test['tn']} | {test['fp']} |\n| is spam | {test['fn']} | {test['tp']} |\n\n"
+        f"Of {start.test_size} test messages {start.leaked_test_messages} also stand letter for"
+        f" letter in training, {start.near_test_messages} nearly so.\n\n"
+        f"Training took {end.train_seconds:.1f} s for {end.steps} steps on {start.device}.\n\n"
+        + _misclassified(test)
+    )
+
+
+def percent_with_interval(metrics: dict[str, Any]) -> str:
+    """'97.3% (95% interval 94.8 to 98.6, 291 of 299)' of a metrics dict."""
+    low, high = metrics["interval"]
+    right = metrics["tn"] + metrics["tp"]
+    return (
+        f"{100 * metrics['accuracy']:.1f}% (95% interval {100 * low:.1f} to {100 * high:.1f},"
+        f" {right} of {metrics['size']})"
+    )
+
+
+def _misclassified(test: dict[str, Any]) -> str:
+    wrong = test["misclassified"]
+    if not wrong:
+        return "No test message was misclassified."
+    # Messages are other people's text: shown as code, so that no Markdown or HTML in them acts.
+    lines = [
+        f"- {each['label']}, said with p(spam) {each['p_spam']:.3f}: <code>{_plain(each['text'])}"
+        "</code>"
+        for each in wrong
+    ]
+    return "Misclassified:\n\n" + "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    escaped = html.escape(" ".join(text.split()))
+    return "".join(f"&#{ord(sign)};" if sign in "`*_[]\\$|~#!" else sign for sign in escaped)
+
+
+def _settings(config: RunConfig) -> str:
+    rows = []
+    for name, about in all_knobs().items():
+        value = config.flat()[name]
+        shown = ", ".join(value) if isinstance(value, tuple) else str(value)
+        rows.append(f"| {about.label} | {_plain(shown) or 'own'} {about.unit} |")
+    return "\n".join(["## Settings", "", "| knob | value |", "| --- | --- |", *rows])

@@ -1,0 +1,473 @@
+"""The one room that joins core, store and jobs: what the page and the command line may ask for.
+
+Every question is answered with plain frozen values; every refusal is a `ValueError` or `OSError`
+whose text is a sentence for people. Knows nothing of gradio.
+"""
+
+import csv
+import io
+import shutil
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from lora_gpt.config import MODELS, BadValue, LoRAConfig, RunConfig
+from lora_gpt.core import cost, insight, structure, tokenizer
+from lora_gpt.core.adapter import apply_adapter
+from lora_gpt.core.classify import Classifier, Verdict, share, spam_probabilities
+from lora_gpt.core.data import Message, read_messages, read_texts
+from lora_gpt.core.evaluation import Metrics, measure
+from lora_gpt.core.lora import prepare, set_strength
+from lora_gpt.core.model import GPTModel
+from lora_gpt.core.split import Split, split
+from lora_gpt.core.training import choose_device, train
+from lora_gpt.core.weights import load_base
+from lora_gpt.events import Event, Finished, Started
+from lora_gpt.jobs import Jobs
+from lora_gpt.report import write_report
+from lora_gpt.store import ADAPTER, CONFIG, EVENTS, Run, RunNotFound, RunStore
+from lora_gpt.worker import carry_out
+
+COMMAND_LINE = "command line"
+"""Owner of the runs that were not started from a page."""
+SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
+SAMPLE = "sample"
+"""The name under which the first bundled run is found."""
+SAMPLE_RUNS: dict[str, dict[str, Any]] = {
+    "lora-rank-8": {},
+    "lora-rank-1": {"rank": 1, "alpha": 2.0},
+    "head-only": {"method": "head"},
+}
+"""The runs that ship trained, on the bundled messages: what each changes in the default run."""
+MOST_TEXTS, MOST_CHARACTERS = 2_000, 20_000
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the page shows of a data set before training. Lengths are in tokens of the model."""
+
+    spam: int
+    ham: int
+    train: tuple[int, int]
+    """Spam and ham in the training part."""
+    validation: tuple[int, int]
+    test: tuple[int, int]
+    leaked: int
+    near: int
+    spam_lengths: tuple[int, ...]
+    ham_lengths: tuple[int, ...]
+    samples: tuple[Message, ...]
+    """A few of each class, spam first."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and roughly cost here, before it starts."""
+
+    steps: int
+    steps_per_epoch: int
+    trainable: int
+    total: int
+    seconds: float
+    memory_mb: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is new in a run: events from where the caller was, and where to ask from next time."""
+
+    events: tuple[Event, ...]
+    offset: int
+    status: str
+    """queued, running, finished, stopped, failed or interrupted."""
+    position: int = 0
+    """Place in the queue, 1 for the next; 0 when it does not wait."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of a list of runs."""
+
+    id: str
+    label: str
+    status: str
+    created: float
+    """Seconds since 1970."""
+    config: RunConfig
+    started: Started | None = None
+    finished: Finished | None = None
+
+
+def default_runs() -> Path:
+    """Where runs are kept unless somebody says otherwise."""
+    return platformdirs.user_data_path("lora_gpt") / "runs"
+
+
+def run_label(config: RunConfig) -> str:
+    """A run in a few words: 'mini, LoRA r 8, bundled, seed 42'."""
+    method = {"lora": f"LoRA r {config.lora.rank}", "head": "head only", "full": "full"}
+    start = "" if config.init == "pretrained" else ", random start"
+    data = Path(config.data.data).name
+    return f"{config.model}, {method[config.training.method]}{start}, {data}, seed {config.seed}"
+
+
+class Service:
+    """Everything behind the page. One per process; safe to use from many threads."""
+
+    def __init__(self, runs: Path, workers: int = 1, samples: Path = SAMPLES):
+        self.store, self.samples = RunStore(runs), RunStore(samples)
+        self.jobs = Jobs(self.store, workers=workers)
+        self._lock = threading.RLock()
+        self._starting = threading.Lock()
+        self._bases: OrderedDict[tuple, GPTModel] = OrderedDict()
+        self._classifiers: OrderedDict[tuple, Classifier] = OrderedDict()
+        self._data: OrderedDict[tuple, tuple[list[Message], Split]] = OrderedDict()
+
+    def close(self) -> None:
+        """End the workers; what they were doing stays in its folder."""
+        self.jobs.close()
+
+    # --- structure -------------------------------------------------------------------------------
+
+    def tree(
+        self, model: str, stage: str, lora: LoRAConfig, method: str = "lora"
+    ) -> structure.Node:
+        return structure.tree(model, stage, lora, method)
+
+    def counts(
+        self, model: str, lora: LoRAConfig, method: str = "lora"
+    ) -> list[structure.StageCount]:
+        return structure.counts(model, lora, method)
+
+    def arithmetic(self, node: structure.Node) -> str:
+        """How the count of a node comes about: '8 × (768 + 768) = 12,288'."""
+        return structure.arithmetic(node)
+
+    def printed(self, node: structure.Node) -> str:
+        """What `print(model)` writes in a notebook."""
+        return structure.printed(node)
+
+    def memory(self, count: structure.StageCount) -> cost.Memory:
+        return cost.memory_of(count)
+
+    # --- before a run ----------------------------------------------------------------------------
+
+    def preview(self, config: RunConfig, samples: int = 4) -> Preview:
+        """Balance, lengths and examples of the messages that `config` would train on."""
+        messages, parts = self._divided(config)
+        encoding = tokenizer.load(MODELS[config.model].encoding)
+
+        def both(part: Sequence[Message]) -> tuple[int, int]:
+            spam = sum(message.is_spam for message in part)
+            return spam, len(part) - spam
+
+        lengths = [len(encoding.encode_ordinary(message.text)) for message in messages]
+        spam = [n for n, m in zip(lengths, messages, strict=True) if m.is_spam]
+        ham = [n for n, m in zip(lengths, messages, strict=True) if not m.is_spam]
+        shown = [m for m in parts.train if m.is_spam][:samples]
+        shown += [m for m in parts.train if not m.is_spam][:samples]
+        return Preview(
+            len(spam),
+            len(ham),
+            both(parts.train),
+            both(parts.validation),
+            both(parts.test),
+            parts.leaked,
+            parts.near,
+            tuple(spam),
+            tuple(ham),
+            tuple(shown),
+        )
+
+    def plan(self, config: RunConfig) -> Plan:
+        """Steps, trained share, and an estimate of time and memory measured on this machine."""
+        self._check(config)
+        _, parts = self._divided(config)
+        device = choose_device(config.training.device)
+        encoding = tokenizer.load(MODELS[config.model].encoding)
+        longest = config.training.max_tokens or config.architecture.context_length
+        lengths = [len(tokenizer.encode(encoding, m.text, longest)) for m in parts.train]
+        expected = cost.estimate(config, lengths, device)
+        root = structure.tree(config.model, "classifier", config.lora, config.training.method)
+        return Plan(
+            expected.steps,
+            len(lengths) // config.training.batch_size,
+            root.trainable,
+            root.parameters,
+            expected.seconds,
+            expected.memory_mb,
+            str(device),
+        )
+
+    def _divided(self, config: RunConfig) -> tuple[list[Message], Split]:
+        """The messages and their split, kept for the next question about the same data."""
+        path = Path(config.data.data)
+        stamp = path.stat().st_mtime_ns if path.is_file() else 0
+        key = (config.data, config.seed, stamp)
+        with self._lock:
+            if key not in self._data:
+                messages = read_messages(config.data)
+                self._data[key] = messages, split(messages, config.data, config.seed)
+                while len(self._data) > 8:
+                    self._data.popitem(last=False)
+            return self._data[key]
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    def start(self, config: RunConfig, owner: str, upload: Path | None = None) -> str:
+        """Make a run folder, queue it and return its id. The data are read once before, so that a
+        bad file is refused here and not in the worker. Asked twice while the first run is under
+        way, as by a double click, it returns the first: the second would only repeat it."""
+        if upload is not None:
+            config = config.changed(data=str(upload))
+        self._check(config)
+        contents = upload.read_bytes() if upload else None
+        with self._starting:
+            for run in self.store.runs(owner):
+                if run.repeats(config, contents) and run.status in ("queued", "running"):
+                    return run.id
+            run = self.store.create(config, owner, contents, upload.name if upload else "")
+            try:
+                self.jobs.submit(run.id)
+            except ValueError:  # a full queue must not leave a run that nobody asked for
+                run.delete()
+                raise
+        return run.id
+
+    def owns(self, run_id: str, owner: str) -> bool:
+        """Whether `owner` started the run, and so may stop, resume and delete it."""
+        return bool(owner) and self.find(run_id).owned_by(owner)
+
+    def run_here(self, config: RunConfig) -> tuple[str, Iterator[Event]]:
+        """Make a run folder and train in this process: its id, and the events as they come."""
+        path = Path(config.data.data)
+        if path.is_file():  # found again from wherever the run is resumed
+            config = config.changed(data=str(path.resolve()))
+        self._check(config)
+        run = self.store.create(config, COMMAND_LINE)
+        return run.id, carry_out(run, train)
+
+    def resume_here(self, run_id: str) -> tuple[str, Iterator[Event]]:
+        """Go on with a run in this process."""
+        run = self.store.open(run_id)
+        if run.status == "finished":
+            raise BadValue("run", "must not be finished to be resumed", run_id)
+        run.clear_stop()
+        return run.id, carry_out(run, train)
+
+    def _check(self, config: RunConfig) -> None:
+        """Refuse what the worker would refuse, before there is a run."""
+        _, parts = self._divided(config)
+        choose_device(config.training.device)
+        if len(parts.train) < config.training.batch_size:
+            rule = f"must be at most {len(parts.train)}, the number of training messages"
+            raise BadValue("batch_size", rule, config.training.batch_size)
+
+    def make_samples(self, out: Path = SAMPLES) -> Iterator[Event]:
+        """Train the runs that ship and put them in `out`, without owners and checkpoints."""
+        for name, changes in SAMPLE_RUNS.items():
+            run_id, events = self.run_here(RunConfig().changed(**changes))
+            yield from events
+            run, folder = self.store.open(run_id), out / name
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            for file in (CONFIG, EVENTS, *ADAPTER):
+                shutil.copy(run.path / file, folder / file)
+
+    def stop(self, run_id: str, owner: str) -> None:
+        self._own(run_id, owner)
+        self.jobs.stop(run_id)
+
+    def resume(self, run_id: str, owner: str) -> None:
+        self._own(run_id, owner)
+        self.jobs.resume(run_id)
+
+    def delete(self, run_id: str, owner: str) -> None:
+        self._own(run_id, owner).delete()
+
+    def _own(self, run_id: str, owner: str) -> Run:
+        """The run, if `owner` started it; otherwise it is as if it did not exist."""
+        run = self.store.open(run_id)
+        if not run.owned_by(owner):
+            raise RunNotFound(f"run: only the browser that started run {run_id} may do this")
+        return run
+
+    def find(self, run_id: str) -> Run:
+        """A run by id, or a bundled one by name; SAMPLE is the first of those."""
+        if run_id == SAMPLE:
+            return self.samples.open(next(iter(SAMPLE_RUNS)))
+        try:
+            return self.samples.open(run_id)
+        except RunNotFound:
+            return self.store.open(run_id)
+
+    def since(self, run_id: str, offset: int = 0) -> Look:
+        """What `run_id` has said since `offset` (0: from the beginning)."""
+        run = self.find(run_id)
+        status = run.status  # before the events: a run that ends meanwhile is seen next time
+        events, reached = run.since(offset)
+        return Look(tuple(events), reached, status, self.jobs.position(run_id) or 0)
+
+    def runs(self, owner: str | None = None) -> list[RunSummary]:
+        """The runs of `owner` (None: of everybody), newest first."""
+        return [self.summary(run.id) for run in self.store.runs(owner)]
+
+    def sample_runs(self) -> list[RunSummary]:
+        """The bundled trained runs."""
+        there = {run.id for run in self.samples.runs()}
+        return [self.summary(name) for name in SAMPLE_RUNS if name in there]
+
+    def summary(self, run_id: str) -> RunSummary:
+        run = self.find(run_id)
+        events, _ = run.since(0)
+        started = [event for event in events if isinstance(event, Started)]
+        finished = [event for event in events if isinstance(event, Finished)]
+        return RunSummary(
+            run.id,
+            run_label(run.config),
+            run.status,
+            run.created,
+            run.config,
+            started[-1] if started else None,
+            finished[-1] if finished else None,
+        )
+
+    def adapter_archive(self, run_id: str) -> bytes:
+        """A zip of the adapter's files and the report, to use elsewhere."""
+        run = self.find(run_id)
+        files = run.adapter_files()
+        if not files:
+            raise RunNotFound(f"run: {run_id} has no adapter yet; it is kept when training ends")
+        held = io.BytesIO()
+        with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, contents in files.items():
+                archive.writestr(name, contents)
+            archive.writestr("report.md", self.report(run_id))
+        return held.getvalue()
+
+    def report(self, run_id: str) -> str:
+        """The lab report of a run, in Markdown."""
+        run = self.find(run_id)
+        events, _ = run.since(0)
+        config = run.config
+        stages = structure.counts(config.model, config.lora, config.training.method)
+        return write_report(run.id, config, events, stages)
+
+    # --- classification --------------------------------------------------------------------------
+
+    def classify(self, run_id: str, texts: Sequence[str], strength: float = 1.0) -> list[Verdict]:
+        """A verdict for each text. Raises BadValue for no text, too many, or one too long."""
+        checked = _checked_texts(texts)
+        with self._lock:
+            classifier = self._classifier(run_id)
+            set_strength(classifier.model, strength)
+            return classifier.verdicts(checked)
+
+    def classify_before(self, run_id: str, texts: Sequence[str]) -> list[Verdict]:
+        """What the same model said before its training: the base under the untrained head."""
+        checked = _checked_texts(texts)
+        with self._lock:
+            return self._classifier(run_id, before=True).verdicts(checked)
+
+    def attributions(self, run_id: str, text: str) -> list[insight.Word]:
+        with self._lock:
+            classifier = self._classifier(run_id)
+            set_strength(classifier.model, 1.0)
+            return insight.word_attributions(classifier, _checked_texts([text])[0])
+
+    def strength_curve(self, run_id: str, text: str) -> list[tuple[float, float]]:
+        """p_spam of `text` at strengths 0, 0.1, ... 2."""
+        with self._lock:
+            strengths = [step / 10 for step in range(21)]
+            return insight.strength_curve(
+                self._classifier(run_id), _checked_texts([text])[0], strengths
+            )
+
+    def updates(self, run_id: str) -> list[insight.Update]:
+        with self._lock:
+            return insight.updates(self._classifier(run_id).model)
+
+    def classify_file(self, run_id: str, path: Path) -> list[Verdict]:
+        """A verdict for each message of a CSV, TSV or text file. Raises DataError for a bad one."""
+        return self.classify(run_id, read_texts(path, MOST_TEXTS))
+
+    def evaluate(self, run_id: str, config: RunConfig) -> Metrics:
+        """The run's classifier on every message of `config.data`."""
+        messages = read_messages(config.data)
+        with self._lock:
+            classifier = self._classifier(run_id)
+            set_strength(classifier.model, 1.0)
+            sequences = classifier.encode([message.text for message in messages])
+            return measure(messages, spam_probabilities(classifier.model, sequences))
+
+    def _classifier(self, run_id: str, before: bool = False) -> Classifier:
+        """The run's classifier, built once and kept for the next message."""
+        run = self.find(run_id)
+        files = {} if before else run.adapter_files()
+        if not files and not before:
+            raise RunNotFound(f"run: {run_id} has no adapter yet; it is kept when training ends")
+        key = (run.id, before)
+        if key not in self._classifiers:
+            config = run.config
+            model = share(self._base(config))
+            if before:
+                prepare(model, config.training.method, config.lora, config.seed)
+            else:
+                apply_adapter(model, files)
+            encoding = tokenizer.load(MODELS[config.model].encoding)
+            self._classifiers[key] = Classifier(model.eval(), encoding, config.training.max_tokens)
+            while len(self._classifiers) > 16:
+                self._classifiers.popitem(last=False)
+        self._classifiers.move_to_end(key)
+        return self._classifiers[key]
+
+    def _base(self, config: RunConfig) -> GPTModel:
+        """The frozen base of a run, shared by all runs that start from it."""
+        seed = config.seed if config.init == "random" else 0
+        key = (config.model, config.init, config.weights, seed)
+        if key not in self._bases:
+            loading = load_base(config)
+            while True:
+                try:
+                    next(loading)
+                except StopIteration as done:
+                    self._bases[key] = done.value.requires_grad_(False)
+                    break
+            while len(self._bases) > 3:
+                self._bases.popitem(last=False)
+        self._bases.move_to_end(key)
+        return self._bases[key]
+
+
+def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
+    """Messages with label and p_spam, as CSV.
+
+    Cells that a spreadsheet would take for a formula are kept as text by a leading apostrophe.
+    """
+    written = io.StringIO()
+    table = csv.writer(written, lineterminator="\n")
+    table.writerow(["label", "p_spam", "text"])
+    for each in verdicts:
+        formula = each.text.lstrip()[:1] in ("=", "+", "-", "@")
+        table.writerow([each.label, f"{each.p_spam:.4f}", ("'" if formula else "") + each.text])
+    return written.getvalue()
+
+
+def _checked_texts(texts: Sequence[str]) -> list[str]:
+    given = [text.strip() for text in texts if text.strip()]
+    if not given:
+        raise BadValue("text", "must hold at least one message", "")
+    if len(given) > MOST_TEXTS:
+        raise BadValue("text", f"must hold at most {MOST_TEXTS:,} messages", len(given))
+    for text in given:
+        if len(text) > MOST_CHARACTERS:
+            rule = f"must be at most {MOST_CHARACTERS:,} characters long"
+            raise BadValue("text", rule, f"{len(text):,} characters")
+    return given
