@@ -72,7 +72,7 @@ def add_group(parser: argparse.ArgumentParser, group: type, *names: str) -> None
     """Options for the knobs of a group, or for those named."""
     for name, about in knobs(group).items():
         if not names or name in names:
-            add_knob(parser, name, about, group.__dataclass_fields__[name].default)
+            add_knob(parser, name, about, getattr(group, name))
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

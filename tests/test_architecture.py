@@ -16,6 +16,7 @@ FLOORS = (
     ("service", "plots"),
     ("core", "store", "jobs", "worker", "report"),
     ("config", "events"),
+    ("knobs",),
     ("__init__",),
 )
 """From the top to the ground. A room may use its own floor and those below, never one above."""
@@ -24,7 +25,8 @@ FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 ONLY = {
     "core": {"core", "config", "events"},
     "plots": {"plots", "config", "events"},
-    "config": {"config"},
+    "config": {"config", "knobs"},
+    "knobs": {"knobs"},
     "events": {"events"},
 }
 """Rooms that may use nothing but these."""

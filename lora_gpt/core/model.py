@@ -20,7 +20,7 @@ class Packing:
     """Where each packed row stands in the (B, T) rectangle of its batch.
 
     `lengths` holds the number of real tokens of each sequence, at least 1. Sequences start at
-    column 0 and pads stand to the right, so causal attention never looks at a pad and needs no mask.
+    column 0, pads stand to the right: causal attention never looks at a pad and needs no mask.
     """
 
     def __init__(self, lengths: list[int], device: torch.device | str = "cpu"):
@@ -146,7 +146,7 @@ class GPTModel(nn.Module):
         """Packed tokens (N,) -> what stands before the output head (N, emb_dim)."""
         if packing.width > self.cfg.context_length:
             raise ValueError(
-                f"tokens: a sequence holds at most {self.cfg.context_length} tokens (context_length);"
+                f"tokens: a sequence must be at most context_length {self.cfg.context_length} long;"
                 f" got {packing.width}"
             )
         x = self.drop_emb(self.tok_emb(tokens) + self.pos_emb(packing.positions))  # (N, d)

@@ -193,7 +193,7 @@ class Trainer:
             tensors |= {f"adam.{place}.{slot}": value for slot, value in state.items()}
         numbers = {"step": self.step, "seconds": self.seconds}
         numbers |= {"right": self.right, "seen": self.seen}
-        about = {"numbers": json.dumps(numbers), "config": json.dumps(self.config.to_json())}
+        about = {"numbers": json.dumps(numbers), "config": json.dumps(_recipe(self.config))}
         contents = save_bytes({k: v.contiguous().cpu() for k, v in tensors.items()}, about)
         return Checkpoint(self.step, {"checkpoint.safetensors": contents})
 
@@ -202,7 +202,7 @@ class Trainer:
         try:
             tensors, about = load_bytes(contents), _metadata(contents)
             numbers, kept = json.loads(about["numbers"]), json.loads(about["config"])
-            if kept != json.loads(json.dumps(self.config.to_json())):
+            if kept != _recipe(self.config):
                 raise BadValue("checkpoint", "must come from a run with the same config", kept)
             named = dict(self.model.named_parameters())
             with torch.no_grad():
@@ -219,6 +219,12 @@ class Trainer:
             self.right, self.seen = numbers["right"], numbers["seen"]
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise BadValue("checkpoint", "must be a whole checkpoint file", str(error)) from error
+
+
+def _recipe(config: RunConfig) -> dict:
+    """What must agree between a run and its checkpoint: all but the place of the data, since a run
+    folder may be moved between stop and resume."""
+    return json.loads(json.dumps(config.changed(data="moved").to_json()))
 
 
 def _metadata(contents: bytes) -> dict[str, str]:
