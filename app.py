@@ -5,6 +5,8 @@ Host and port also come from GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, the runs
 
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
 
 
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     from lora_gpt.service import Service
     from lora_gpt.ui.build import build, serve
 
+    # A container is stopped with SIGTERM, which would otherwise leave the workers behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     service = Service(runs_folder(options.runs), workers=options.workers)
     try:
         demo = build(service)

@@ -93,7 +93,12 @@ def build_parser() -> Parser:
 
     tree = command("tree", "Print the module tree at a stage, with its counts.")
     add_group(tree, RunConfig, "model")
-    tree.add_argument("--stage", default="base", metavar="{base,lora,classifier}")
+    tree.add_argument(
+        "--stage",
+        default="base",
+        metavar="{" + ",".join(structure.STAGES) + "}",
+        help="How far the model has been changed. [base]",
+    )
     tree.add_argument("--torch", action="store_true", help="Print it as PyTorch would.")
     add_group(tree, LoRAConfig)
 
@@ -321,7 +326,7 @@ def _run_name(service: Service, name: str) -> str:
     """A run's id, also from the path of its folder."""
     folder = Path(name)
     if folder.name != name and folder.is_dir():
-        service.store = RunStore(folder.parent)
+        service.store = service.samples = RunStore(folder.parent)
         return folder.name
     return name
 

@@ -120,7 +120,8 @@ def accuracy_curve(
         share, low, high = test
         reach = {"type": "data", "array": [high - share], "arrayminus": [share - low]}
         marker = {"color": INK, "size": 9, "symbol": "diamond"}
-        point = {"type": "scatter", "mode": "markers", "x": [steps], "y": [share]}
+        point: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": [steps], "y": [share]}
+        point["cliponaxis"] = False
         traces.append(point | {"marker": marker, "error_y": reach | {"color": INK, "width": 5}})
         ends.append(("test", ([steps], [share]), INK, ".1f"))
         seen.append(low)
@@ -221,14 +222,14 @@ def strength_curve(points: Sequence[tuple[float, float]], strength: float, p_spa
     here |= {"marker": {"color": color, "size": 12, "line": {"color": CARD, "width": 2}}}
     here["hovertemplate"] = f"{said} at strength %{{x:g}}: %{{y:.1f}}%<extra></extra>"
     low, high = points[0][0], points[-1][0]
-    half = {"type": "line", "x0": low, "x1": high, "y0": 50, "y1": 50, "layer": "below"}
+    half = {"type": "line", "x0": low, "x1": high, "y0": 50, "y1": 50}
     half["line"] = {"color": SOFT, "width": 1, "dash": "dot"}
     notes = [
         end_label(high, 50 + side, word, tone)
         for side, word, tone in ((7, "spam", SPAM), (-7, "ham", HAM))
     ]
     across = axis("strength of the adapter", range=[low - 0.04, high + 0.04], dtick=0.5)
-    upright = axis(range=[-4, 104], ticksuffix="%", tickvals=[0, 25, 50, 75, 100])
+    upright = axis(range=[-4, 104], ticksuffix="%", dtick=25)
     margin = {"l": 8, "r": 48, "t": 12, "b": 8}
     framed = layout(across, upright, annotations=notes, shapes=[half], margin=margin)
     return {

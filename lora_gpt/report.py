@@ -4,6 +4,7 @@ Pure text from plain values: a run's config, its events and the parameter counts
 """
 
 import html
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -54,12 +55,16 @@ def command(config: RunConfig) -> str:
         elif isinstance(value, tuple):
             words += [flag, *value]
         else:
-            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            # Every digit of a number, so that it is repeated; '=' lets a name begin with a dash.
+            shown = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+            words += [f"{flag}={shown}"] if shown.startswith("-") else [flag, shown]
     return shlex.join(words)
 
 
 def _repeat(config: RunConfig) -> str:
-    return f"To repeat it:\n\n```\n{command(config)}\n```"
+    words = command(config)
+    fence = _fence(words, 3)
+    return f"To repeat it:\n\n{fence}\n{words}\n{fence}"
 
 
 def _injection(config: RunConfig) -> str:
@@ -127,8 +132,7 @@ def _test(events: Sequence[Event]) -> str:
         return title + "Not known yet: the run has not finished."
     end, start, test = ends[-1], starts[-1], ends[-1].test
     return (
-        title
-        + f"**{percent_with_interval(test)}** on messages that were never trained on; on the"
+        title + f"**{percent_with_interval(test)}** on messages that were never trained on; on the"
         f" training part {100 * end.train_accuracy:.2f}%. A linear model on the same split:"
         f" {percent_with_interval(end.baseline)}.\n\n"
         "|  | said ham | said spam |\n| --- | ---: | ---: |\n"
@@ -154,17 +158,29 @@ def _misclassified(test: dict[str, Any]) -> str:
     wrong = test["misclassified"]
     if not wrong:
         return "No test message was misclassified."
-    # Messages are other people's text: shown as code, so that no Markdown or HTML in them acts.
+    # Other people's text is shown as code, so that no Markdown, HTML or address in it acts.
     lines = [
-        f"- {each['label']}, said with p(spam) {each['p_spam']:.3f}: <code>{_plain(each['text'])}"
-        "</code>"
+        f"- {each['label']}, said with p(spam) {each['p_spam']:.3f}: {_code(each['text'])}"
         for each in wrong
     ]
     return "Misclassified:\n\n" + "\n".join(lines)
 
 
+def _code(text: str) -> str:
+    """`text` on one line as a code span that it cannot close."""
+    line = " ".join(text.split())
+    fence = _fence(line, 1)
+    return f"{fence} {line} {fence}"
+
+
+def _fence(text: str, shortest: int) -> str:
+    """Backticks, at least `shortest`, that do not stand in `text`."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return "`" * max(shortest, longest + 1)
+
+
 def _plain(text: str) -> str:
-    escaped = html.escape(" ".join(text.split()))
+    escaped = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"&#{ord(sign)};" if sign in "`*_[]\\$|~#!" else sign for sign in escaped)
 
 
@@ -173,5 +189,6 @@ def _settings(config: RunConfig) -> str:
     for name, about in all_knobs().items():
         value = config.flat()[name]
         shown = ", ".join(value) if isinstance(value, tuple) else str(value)
-        rows.append(f"| {about.label} | {_plain(shown) or 'own'} {about.unit} |")
+        told = f"{_plain(shown) or 'own'} {about.unit}".rstrip()
+        rows.append(f"| {about.label} | {told} |")
     return "\n".join(["## Settings", "", "| knob | value |", "| --- | --- |", *rows])

@@ -9,7 +9,6 @@ import io
 import shutil
 import threading
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,15 @@ from typing import Any
 
 import platformdirs
 
+from lora_gpt.cache import Cache
+from lora_gpt.classifiers import Classifiers
 from lora_gpt.config import MODELS, BadValue, LoRAConfig, RunConfig
 from lora_gpt.core import cost, insight, structure, tokenizer
-from lora_gpt.core.adapter import apply_adapter
-from lora_gpt.core.classify import Classifier, Verdict, share, spam_probabilities
+from lora_gpt.core.classify import Verdict, spam_probabilities
 from lora_gpt.core.data import Message, read_messages, read_texts
 from lora_gpt.core.evaluation import Metrics, measure
-from lora_gpt.core.lora import prepare, set_strength
-from lora_gpt.core.model import GPTModel
 from lora_gpt.core.split import Split, split
 from lora_gpt.core.training import choose_device, train
-from lora_gpt.core.weights import load_base
 from lora_gpt.events import Event, Finished, Started
 from lora_gpt.jobs import Jobs
 from lora_gpt.report import write_report
@@ -45,7 +42,7 @@ SAMPLE_RUNS: dict[str, dict[str, Any]] = {
     "head-only": {"method": "head"},
 }
 """The runs that ship trained, on the bundled messages: what each changes in the default run."""
-MOST_TEXTS, MOST_CHARACTERS = 2_000, 20_000
+MOST_TEXTS, MOST_CHARACTERS, MOST_STRENGTH = 2_000, 20_000, 10
 
 
 @dataclass(frozen=True)
@@ -124,11 +121,9 @@ class Service:
     def __init__(self, runs: Path, workers: int = 1, samples: Path = SAMPLES):
         self.store, self.samples = RunStore(runs), RunStore(samples)
         self.jobs = Jobs(self.store, workers=workers)
-        self._lock = threading.RLock()
+        self._classifiers = Classifiers()
         self._starting = threading.Lock()
-        self._bases: OrderedDict[tuple, GPTModel] = OrderedDict()
-        self._classifiers: OrderedDict[tuple, Classifier] = OrderedDict()
-        self._data: OrderedDict[tuple, tuple[list[Message], Split]] = OrderedDict()
+        self._data: Cache[tuple[list[Message], Split]] = Cache(8)
 
     def close(self) -> None:
         """End the workers; what they were doing stays in its folder."""
@@ -211,13 +206,12 @@ class Service:
         path = Path(config.data.data)
         stamp = path.stat().st_mtime_ns if path.is_file() else 0
         key = (config.data, config.seed, stamp)
-        with self._lock:
-            if key not in self._data:
-                messages = read_messages(config.data)
-                self._data[key] = messages, split(messages, config.data, config.seed)
-                while len(self._data) > 8:
-                    self._data.popitem(last=False)
-            return self._data[key]
+
+        def divide() -> tuple[list[Message], Split]:
+            messages = read_messages(config.data)
+            return messages, split(messages, config.data, config.seed)
+
+        return self._data.get(key, divide)
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -295,7 +289,7 @@ class Service:
     def _own(self, run_id: str, owner: str) -> Run:
         """The run, if `owner` started it; otherwise it is as if it did not exist."""
         run = self.store.open(run_id)
-        if not run.owned_by(owner):
+        if not owner or not run.owned_by(owner):
             raise RunNotFound(f"run: only the browser that started run {run_id} may do this")
         return run
 
@@ -363,36 +357,36 @@ class Service:
     # --- classification --------------------------------------------------------------------------
 
     def classify(self, run_id: str, texts: Sequence[str], strength: float = 1.0) -> list[Verdict]:
-        """A verdict for each text. Raises BadValue for no text, too many, or one too long."""
+        """A verdict for each text, the adapter at `strength` (0: the base, 1: as trained).
+
+        Raises BadValue for no text, too many, one too long, and a strength outside 0 to 10.
+        """
         checked = _checked_texts(texts)
-        with self._lock:
-            classifier = self._classifier(run_id)
-            set_strength(classifier.model, strength)
+        if not isinstance(strength, int | float) or not 0 <= strength <= MOST_STRENGTH:
+            raise BadValue("strength", f"must be a number from 0 to {MOST_STRENGTH}", strength)
+        with self._classifiers.of(self.find(run_id), strength) as classifier:
             return classifier.verdicts(checked)
 
     def classify_before(self, run_id: str, texts: Sequence[str]) -> list[Verdict]:
         """What the same model said before its training: the base under the untrained head."""
         checked = _checked_texts(texts)
-        with self._lock:
-            return self._classifier(run_id, before=True).verdicts(checked)
+        with self._classifiers.before(self.find(run_id)) as classifier:
+            return classifier.verdicts(checked)
 
     def attributions(self, run_id: str, text: str) -> list[insight.Word]:
-        with self._lock:
-            classifier = self._classifier(run_id)
-            set_strength(classifier.model, 1.0)
-            return insight.word_attributions(classifier, _checked_texts([text])[0])
+        checked = _checked_texts([text])[0]
+        with self._classifiers.of(self.find(run_id)) as classifier:
+            return insight.word_attributions(classifier, checked)
 
     def strength_curve(self, run_id: str, text: str) -> list[tuple[float, float]]:
         """p_spam of `text` at strengths 0, 0.1, ... 2."""
-        with self._lock:
-            strengths = [step / 10 for step in range(21)]
-            return insight.strength_curve(
-                self._classifier(run_id), _checked_texts([text])[0], strengths
-            )
+        checked, strengths = _checked_texts([text])[0], [step / 10 for step in range(21)]
+        with self._classifiers.of(self.find(run_id)) as classifier:
+            return insight.strength_curve(classifier, checked, strengths)
 
     def updates(self, run_id: str) -> list[insight.Update]:
-        with self._lock:
-            return insight.updates(self._classifier(run_id).model)
+        with self._classifiers.of(self.find(run_id)) as classifier:
+            return insight.updates(classifier.model)
 
     def classify_file(self, run_id: str, path: Path) -> list[Verdict]:
         """A verdict for each message of a CSV, TSV or text file. Raises DataError for a bad one."""
@@ -401,49 +395,9 @@ class Service:
     def evaluate(self, run_id: str, config: RunConfig) -> Metrics:
         """The run's classifier on every message of `config.data`."""
         messages = read_messages(config.data)
-        with self._lock:
-            classifier = self._classifier(run_id)
-            set_strength(classifier.model, 1.0)
+        with self._classifiers.of(self.find(run_id)) as classifier:
             sequences = classifier.encode([message.text for message in messages])
             return measure(messages, spam_probabilities(classifier.model, sequences))
-
-    def _classifier(self, run_id: str, before: bool = False) -> Classifier:
-        """The run's classifier, built once and kept for the next message."""
-        run = self.find(run_id)
-        files = {} if before else run.adapter_files()
-        if not files and not before:
-            raise RunNotFound(f"run: {run_id} has no adapter yet; it is kept when training ends")
-        key = (run.id, before)
-        if key not in self._classifiers:
-            config = run.config
-            model = share(self._base(config))
-            if before:
-                prepare(model, config.training.method, config.lora, config.seed)
-            else:
-                apply_adapter(model, files)
-            encoding = tokenizer.load(MODELS[config.model].encoding)
-            self._classifiers[key] = Classifier(model.eval(), encoding, config.training.max_tokens)
-            while len(self._classifiers) > 16:
-                self._classifiers.popitem(last=False)
-        self._classifiers.move_to_end(key)
-        return self._classifiers[key]
-
-    def _base(self, config: RunConfig) -> GPTModel:
-        """The frozen base of a run, shared by all runs that start from it."""
-        seed = config.seed if config.init == "random" else 0
-        key = (config.model, config.init, config.weights, seed)
-        if key not in self._bases:
-            loading = load_base(config)
-            while True:
-                try:
-                    next(loading)
-                except StopIteration as done:
-                    self._bases[key] = done.value.requires_grad_(False)
-                    break
-            while len(self._bases) > 3:
-                self._bases.popitem(last=False)
-        self._bases.move_to_end(key)
-        return self._bases[key]
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:

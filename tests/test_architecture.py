@@ -14,9 +14,10 @@ FLOORS = (
     ("ui",),
     ("__main__",),
     ("service", "plots"),
+    ("classifiers",),
     ("core", "store", "jobs", "worker", "report"),
     ("config", "events"),
-    ("knobs",),
+    ("knobs", "cache"),
     ("__init__",),
 )
 """From the top to the ground. A room may use its own floor and those below, never one above."""
@@ -27,6 +28,7 @@ ONLY = {
     "plots": {"plots", "config", "events"},
     "config": {"config", "knobs"},
     "knobs": {"knobs"},
+    "cache": {"cache"},
     "events": {"events"},
 }
 """Rooms that may use nothing but these."""

@@ -56,9 +56,8 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     steps = len(lengths) // training.batch_size * training.epochs
     steps = min(steps, training.max_steps) if training.max_steps else steps
     tokens = training.batch_size * sum(lengths) / max(1, len(lengths))
-    of_a_step = block_seconds(
-        cfg, config.lora, training.method, max(1, round(tokens)), training.batch_size, device
-    )
+    asked = (cfg, config.lora, training.method, max(1, round(tokens)), training.batch_size, device)
+    of_a_step = _of_this_minute(int(time.monotonic() / 60), asked)
     root = tree(config.model, "classifier", config.lora, training.method)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
     # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block.
@@ -72,6 +71,11 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
 
 
 @lru_cache(maxsize=64)
+def _of_this_minute(minute: int, asked: tuple) -> float:
+    """`block_seconds`, asked again after a minute: other work on the machine comes and goes."""
+    return block_seconds(*asked)
+
+
 def block_seconds(
     cfg: GPTConfig, lora: LoRAConfig, method: str, tokens: int, batch: int, device: torch.device
 ) -> float:

@@ -33,8 +33,10 @@ def run(step: str, work: Path, texts: Path | None, tokens: float) -> dict[str, A
 
 
 def _train(work: Path, tokens: float) -> dict[str, Any]:
-    if not isinstance(tokens, int | float) or tokens < 1:
-        raise BadValue("tokens", "must be a number of at least 1", tokens)
+    if not isinstance(tokens, int | float) or not 1 <= tokens < 1e15:
+        raise BadValue("tokens", "must be a number of at least 1 and below 1e15", tokens)
+    if not (work / "tokens.train.safetensors").is_file():
+        raise BadValue("work", "must hold tokens.train.safetensors, which encode writes", str(work))
     recipe = language_model.Recipe(tokens=int(tokens))
     bar, last = tqdm(total=recipe.steps, unit="step", mininterval=5), None
     for last in language_model.pretrain(work, recipe):

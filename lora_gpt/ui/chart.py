@@ -1,0 +1,72 @@
+"""Our chart: a `gr.HTML` that hands a figure dict to Plotly, from the installed package, offline.
+
+`gr.Plot` is mounted anew at every value and so loses the zoom; this one stays. Colours are named by
+CSS variable ("var(--fill)", or "var(--fill) / 0.2" for a tint) and resolved on the page, so a chart
+changes with the theme. Knows nothing of what is drawn.
+"""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import plotly
+
+PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+
+TEMPLATE = """<figure class="chart" role="img" aria-label="{label}">
+<div class="plot" style="height:{height}px" hidden></div>
+<p class="empty" style="min-height:{height}px">{empty}</p></figure>"""
+
+SCRIPT = r"""
+const figure = element.querySelector('.chart'), plot = element.querySelector('.plot');
+const empty = element.querySelector('.empty'), label = figure.getAttribute('aria-label');
+const NAMED = /^var\((--[\w-]+)\)(?:\s*\/\s*([\d.]+))?$/;
+const colour = (text) => text.replace(NAMED, (_, name, alpha) => {
+  const found = getComputedStyle(figure).getPropertyValue(name).trim();
+  if (!alpha) return found;
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(found.slice(at, at + 2), 16));
+  return `rgba(${r},${g},${b},${alpha})`;
+});
+const resolved = (value) => typeof value === 'string' ? colour(value)
+  : Array.isArray(value) ? value.map(resolved)
+  : value && typeof value === 'object'
+    ? Object.fromEntries(Object.entries(value).map(([key, each]) => [key, resolved(each)]))
+    : value;
+const still = matchMedia('(pointer: coarse)').matches;  // a finger on a chart scrolls the page
+let width = 0;
+const draw = () => {
+  const value = props.value, drawn = Boolean(value && value.data && window.Plotly);
+  plot.hidden = !drawn; empty.hidden = drawn;
+  figure.setAttribute('aria-label', (value && value.description) || label);
+  if (!drawn || !figure.clientWidth) return;
+  width = figure.clientWidth;
+  const fresh = resolved(JSON.parse(JSON.stringify(value)));
+  const layout = {...fresh.layout, uirevision: 'keep', autosize: true};
+  if (still) layout.dragmode = false;
+  Plotly.react(plot, fresh.data, layout, {responsive: false, displayModeBar: false});
+};
+watch('value', draw); draw();
+// A tab that was closed has no width, and neither does Plotly hear of its opening.
+new ResizeObserver(() => { if (figure.clientWidth && figure.clientWidth !== width) draw(); })
+  .observe(figure);
+const themes = new MutationObserver(() => element.isConnected ? draw() : themes.disconnect());
+themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
+"""
+
+
+def chart(
+    label: str, height: int = 260, empty: str = "Nothing to draw yet.", **more: Any
+) -> gr.HTML:
+    """A chart whose value is a figure dict of `plots`, or None for the sentence `empty`.
+
+    `label` tells screen readers what is drawn, unless the figure has a `description` of its own.
+    """
+    gr.set_static_paths([PLOTLY_JS])
+    return gr.HTML(
+        value=None,
+        html_template=TEMPLATE.format(label=escape(label), height=height, empty=escape(empty)),
+        js_on_load=SCRIPT,
+        head=f"<script src='gradio_api/file={PLOTLY_JS.as_posix()}'></script>",
+        **more,
+    )

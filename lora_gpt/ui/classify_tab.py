@@ -1,0 +1,162 @@
+"""The Classify tab: a trained model on messages that people type, and why it says what it says."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+from gradio.context import get_render_context
+
+from lora_gpt import plots
+from lora_gpt.service import SAMPLE, Service
+from lora_gpt.ui import classify_view as view
+from lora_gpt.ui.chart import chart
+from lora_gpt.ui.classify_many import build_many
+from lora_gpt.ui.classify_one import FIRST_MESSAGE, Asked, Stage, answer, at_strength, stage
+from lora_gpt.ui.classify_runs import NO_RUN, choices, preferred
+from lora_gpt.ui.errors import guard
+from lora_gpt.ui.session import PRIVATE, REDRAW, TICK, Session
+
+# A click while the model is still busy with the last message counts: the newest wins.
+ASK: dict[str, Any] = PRIVATE | {"show_progress": "hidden", "trigger_mode": "always_last"}
+NO_RUN_HTML = f"<p class='empty'>{NO_RUN}</p>"
+
+
+def build_tab(service: Service, session: Session) -> None:
+    """Fill the tab; call it inside `gr.Tab`."""
+    tab = get_render_context()
+    assert isinstance(tab, gr.Tab), "the tab fills the gr.Tab that it is called in"
+    known = gr.State([])
+    with gr.Row(elem_classes="grid"):
+        with gr.Column(elem_classes="controls", scale=2, min_width=300):
+            run = _run_choice(service)
+            message, send, examples = _questions()
+        with gr.Column(elem_classes="stage", scale=3, min_width=300):
+            on = stage()
+    build_many(service, run)
+    changes = _changes()
+
+    @guard
+    def ask(run_id: str | None, text: str) -> Iterator[dict[Any, Any]]:
+        yield from answer(service, on, run_id, text)
+
+    @guard
+    def louder(asked: Asked | None, strength: float) -> dict[Any, Any]:
+        return at_strength(service, on, asked, strength)
+
+    @guard
+    def refresh(owner: str, looked_at: str, current: str | None, before: list[str]) -> list[Any]:
+        listed = choices(service, owner, looked_at)
+        value = preferred(listed, current, looked_at, before)
+        return [gr.Dropdown(choices=listed, value=value), [run_id for _, run_id in listed]]
+
+    gr.on([send.click, message.submit], ask, [run, message], on.components(), **ASK)
+    for button, text in examples:
+        taken = button.click(_giving(text), None, message, **TICK)
+        taken.then(ask, [run, message], on.components(), **ASK)
+    on.strength.input(louder, [on.asked, on.strength], on.components(), **REDRAW)
+
+    begin = guard(_beginning(service, on, changes))
+    shown = [*on.components(), *changes]
+    looked = [session.owner, session.run, run, known]
+    opened = tab.select(refresh, looked, [run, known], **TICK)
+    opened.then(begin, [run, message, on.asked], shown, **ASK)
+    run.input(begin, [run, message, on.asked], shown, **ASK)
+    gr.api(guard(classify_with(service)), api_name="classify")
+
+
+def _run_choice(service: Service) -> gr.Dropdown:
+    options = choices(service, "", "")
+    return gr.Dropdown(
+        options,
+        value=next((run_id for _, run_id in options), None),
+        label="Classifier",
+        info="A trained adapter over its frozen base: the bundled samples, and your own runs.",
+        filterable=False,
+    )
+
+
+def _questions() -> tuple[gr.Textbox, gr.Button, list[tuple[gr.Button, str]]]:
+    """The message to type, and examples of both classes to take."""
+    message = gr.Textbox(
+        FIRST_MESSAGE,
+        label="Message",
+        lines=4,
+        max_lines=10,
+        placeholder="Type or paste a message",
+        elem_id="message",
+    )
+    send = gr.Button("Classify", variant="primary")
+    examples = []
+    for kind, heading in ((True, "Examples of spam"), (False, "Examples of ham")):
+        look = ["example", "spam" if kind else "ham"]
+        with gr.Column(elem_classes="examples"):
+            gr.HTML(f"<h3>{heading}</h3>")
+            for text in (text for is_spam, text in view.EXAMPLES if is_spam == kind):
+                examples.append((gr.Button(text, size="sm", elem_classes=look), text))
+    return message, send, examples
+
+
+def _giving(text: str) -> Callable[[], str]:
+    return lambda: text
+
+
+def _changes() -> list[gr.HTML]:
+    """What the adapter changed: a sentence, the chart and the table."""
+    with gr.Column(elem_classes="card", elem_id="changes"):
+        gr.HTML("<h3>What the adapter changed</h3>")
+        sentence = gr.HTML("")
+        sizes = chart(
+            "Size of the update of each layer",
+            height=240,
+            empty="Choose a classifier that was trained with LoRA.",
+        )
+        with gr.Accordion("Every layer, with its singular values", open=False):
+            table = gr.HTML("")
+    return [sentence, sizes, table]
+
+
+def _beginning(
+    service: Service, on: Stage, changes: list[gr.HTML]
+) -> Callable[..., Iterator[dict[Any, Any]]]:
+    """What happens when the tab is opened or another classifier chosen."""
+    sentence, sizes, table = changes
+
+    def begin(run: str | None, text: str, asked: Asked | None) -> Iterator[dict[Any, Any]]:
+        if not run:
+            yield {on.verdict: NO_RUN_HTML}
+            return
+        if asked and asked.run == run:
+            yield {on.asked: asked}
+            return
+        shown: dict[Any, Any] = {}
+        for shown in answer(service, on, run, text) if text.strip() else ():
+            yield shown
+        updates = service.updates(run)
+        layers = [(view.short(each.path), each.size, each.spectrum) for each in updates]
+        yield shown | {
+            sentence: f"<p class='told'>{view.updates_sentence(updates)}</p>",
+            sizes: plots.update_sizes(layers) if layers else None,
+            table: view.updates_html(updates),
+        }
+
+    return begin
+
+
+def classify_with(service: Service) -> Callable[..., list[dict[str, Any]]]:
+    """The function that the API publishes."""
+
+    def classify(texts: list[str], run: str = SAMPLE) -> list[dict[str, Any]]:
+        """Say for each text whether it is spam.
+
+        `texts` holds 1 to 2,000 messages of at most 20,000 characters; `run` is the id of a
+        finished run, or "sample" for the bundled one. Returns {"text", "label", "p_spam"} for
+        each, in order: label is "spam" or "ham", p_spam the probability of spam from 0 to 1.
+        """
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("texts: must be a list of texts")
+        return [
+            {"text": each.text, "label": each.label, "p_spam": each.p_spam}
+            for each in service.classify(run, texts)
+        ]
+
+    return classify

@@ -1,0 +1,177 @@
+"""What the Compare tab shows: shares over ranks, costs by method, finished runs.
+
+Pure: counts and summaries in, curves and escaped HTML out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from lora_gpt.config import METHODS, MODELS
+from lora_gpt.plots import RunPoint
+from lora_gpt.service import RunSummary
+from lora_gpt.ui.model_view import percent, shares
+from lora_gpt.ui.words import duration
+
+if TYPE_CHECKING:
+    from lora_gpt.core.cost import Memory
+    from lora_gpt.core.structure import Node, StageCount
+
+RANKS = range(1, 257)
+SEVERAL = tuple(2**power for power in range(9))
+NO_RUNS = (
+    "No finished run yet. Train one on the Train tab, with another rank or method each time:"
+    " every run becomes a point here."
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """How many parameters LoRA trains at any rank: `head` + rank x `per_rank`, beside `frozen`."""
+
+    head: int
+    per_rank: int
+    frozen: int
+
+    def fraction(self, rank: int) -> float:
+        trained = self.head + rank * self.per_rank
+        return trained / (self.frozen + trained)
+
+
+def line_of(rank_one: "Node") -> Line:
+    """The law from the tree with rank 1: a LoRA's count is its rank times inputs plus outputs."""
+    found = shares(rank_one)
+    return Line(found.head, found.lora, found.total - found.trained)
+
+
+def curves(lines: Mapping[str, Line], rank: int) -> dict[str, list[tuple[int, float]]]:
+    """(rank, share) at the powers of two and at `rank`, by the models' names for people."""
+    ranks = sorted({*SEVERAL, rank})
+    return {
+        MODELS[name].label: [(each, line.fraction(each)) for each in ranks]
+        for name, line in lines.items()
+    }
+
+
+# --- costs ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One row: a model trained by one method."""
+
+    model: str
+    method: str
+    count: "StageCount"
+    memory: "Memory"
+
+
+def costs_html(costs: Sequence[Cost], marked: str, rank: int) -> str:
+    """The table of methods and models; the rows of the model `marked` are tinted."""
+    rows = []
+    for cost in costs:
+        first = cost.method == next(iter(METHODS))
+        name = escape(MODELS[cost.model].label) if first else ""
+        method = f"LoRA r {rank} and head" if cost.method == "lora" else METHODS[cost.method]
+        held = cost.memory
+        sizes = (held.weights, held.gradients, held.optimizer, held.total)
+        rows.append(
+            f"<tr{' class=on' if cost.model == marked else ''}><td>{name}</td><td>{method}</td>"
+            f'<td class="n">{cost.count.trainable:,}</td><td class="n">{cost.count.total:,}</td>'
+            f'<td class="n">{percent(cost.count.fraction)}</td>'
+            + "".join(f'<td class="n">{size_of(each)}</td>' for each in sizes)
+            + "</tr>"
+        )
+    heads = ("trained", "all", "fraction", "weights", "gradients", "optimizer", "together")
+    titles = "".join(f'<th class="n">{each}</th>' for each in heads)
+    return (
+        "<h3>Parameters, and the memory that training holds from start to end</h3>"
+        '<div class="scroll"><table class="plain whole"><tr><th>model</th><th>method</th>'
+        f"{titles}</tr>{''.join(rows)}</table></div>"
+        '<p class="sub small">Single precision, 4 bytes a number; AdamW keeps two more numbers for'
+        " each trained one. What a batch needs on its way through comes on top.</p>"
+    )
+
+
+def size_of(held: int) -> str:
+    """Bytes as '6.2 KB', '5.3 MB', '1.96 GB'."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if held >= size:
+            return (
+                f"{held / size:,.3g} {unit}" if held < 1000 * size else f"{held / size:,.0f} {unit}"
+            )
+    return f"{held} B"
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def finished(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The runs that have been measured."""
+    return [run for run in runs if run.finished is not None and run.started is not None]
+
+
+def points(runs: Sequence[RunSummary]) -> list[RunPoint]:
+    """The finished runs as points, named by what tells them apart."""
+    found = []
+    one_model = len({run.config.model for run in finished(runs)}) == 1
+    for run in finished(runs):
+        assert run.finished is not None and run.started is not None
+        method, low_high = run.config.training.method, run.finished.test["interval"]
+        short = {"lora": f"r {run.config.lora.rank}", "head": "head only", "full": "all"}[method]
+        found.append(
+            RunPoint(
+                label=run.label,
+                short=short if one_model else f"{run.config.model}, {short}",
+                method=method,
+                fraction=run.started.trainable / run.started.total,
+                accuracy=run.finished.test["accuracy"],
+                low=low_high[0],
+                high=low_high[1],
+            )
+        )
+    return found
+
+
+def runs_html(own: Sequence[RunSummary], samples: Sequence[RunSummary]) -> str:
+    """The table of finished runs, the visitor's first."""
+    rows = [_run_row(run, "yours") for run in finished(own)]
+    rows += [_run_row(run, "bundled") for run in finished(samples)]
+    if not rows:
+        return ""  # the chart says it
+    heads = (
+        "trained",
+        "fraction",
+        "test accuracy",
+        "95% interval",
+        "right",
+        "linear model",
+        "time",
+    )
+    titles = "".join(f'<th class="n">{each}</th>' for each in heads)
+    return (
+        f'<div class="scroll"><table class="plain whole"><tr><th>run</th><th></th>{titles}</tr>'
+        f"{''.join(rows)}</table></div>"
+        '<p class="sub small">Runs whose intervals overlap may be equally good. The linear model'
+        " is TF-IDF with a support vector machine on the same split.</p>"
+    )
+
+
+def _run_row(run: RunSummary, whose: str) -> str:
+    assert run.finished is not None and run.started is not None
+    test, started = run.finished.test, run.started
+    low, high = test["interval"]
+    cells = (
+        f"{started.trainable:,}",
+        percent(started.trainable / started.total),
+        f"{test['accuracy']:.1%}",
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        f"{test['tn'] + test['tp']:,} of {test['size']:,}",
+        f"{run.finished.baseline['accuracy']:.1%}",
+        duration(run.finished.train_seconds),
+    )
+    numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
+    return (
+        f'<tr><td>{escape(run.label)}</td><td><span class="tag">{whose}</span></td>{numbers}</tr>'
+    )

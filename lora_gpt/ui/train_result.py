@@ -1,0 +1,150 @@
+"""What a finished training shows, as HTML: accuracy, the baseline beside it, mistakes.
+
+Pure functions. Messages are text of strangers and are escaped. Knows nothing of gradio.
+"""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from lora_gpt.config import METHODS
+from lora_gpt.events import Finished
+from lora_gpt.ui.train_state import Course
+from lora_gpt.ui.train_view import stat
+from lora_gpt.ui.words import about_megabytes, percent
+
+MOST_SHOWN = 40
+"""Misclassified messages that are sent to the page; the report has them all."""
+
+
+def accuracy_words(measured: Mapping[str, Any]) -> str:
+    """'97.3% (95% interval 94.8 to 98.6, 291 of 299)'."""
+    low, high = measured["interval"]
+    right = measured["tn"] + measured["tp"]
+    return (
+        f"{percent(measured['accuracy'])} (95% interval {100 * low:.1f} to {100 * high:.1f},"
+        f" {right:,} of {measured['size']:,})"
+    )
+
+
+def result_html(course: Course) -> str:
+    """What came out: accuracy, the baseline beside it, confusion and mistakes. Empty before."""
+    end = course.finished
+    if end is None:
+        return ""
+    return (
+        f'<div class="result">{_headline(course, end)}<div class="two">'
+        f'<div class="card"><h3>The test messages</h3>{confusion(end.test)}</div>'
+        f'<div class="card"><h3>Beside the linear baseline</h3>{comparison(end)}</div></div>'
+        f'<div class="card">{mistakes(end.test)}</div></div>'
+    )
+
+
+def _headline(course: Course, end: Finished) -> str:
+    started = course.started
+    trained, note = "", ""
+    if started is not None:
+        kind = "l" if course.config and course.config.training.method == "lora" else "h"
+        share = percent(started.trainable / started.total, 2)
+        method = METHODS[course.config.training.method] if course.config else "trained"
+        note = f"{started.trainable:,} of {started.total:,}, {method}"
+        trained = stat("trained share", share, note, kind)
+    stats = [
+        stat("test accuracy", percent(end.test["accuracy"]), _interval(end.test)),
+        stat("linear baseline", percent(end.baseline["accuracy"]), _interval(end.baseline)),
+        trained,
+    ]
+    return f'<div class="stats">{"".join(stats)}</div><p class="sub small">{verdict(end)}</p>'
+
+
+def _interval(measured: Mapping[str, Any]) -> str:
+    return accuracy_words(measured).partition("(")[2].removesuffix(")")
+
+
+def verdict(end: Finished) -> str:
+    """Whether the test can tell the model from the linear baseline."""
+    (low, high), (other_low, other_high) = end.test["interval"], end.baseline["interval"]
+    if low > other_high:
+        return "The model is better than the linear baseline: the two intervals do not meet."
+    if high < other_low:
+        return "The linear baseline is better than the model: the two intervals do not meet."
+    return "The two intervals overlap: a test of this size cannot tell which of the two is better."
+
+
+def confusion(measured: Mapping[str, Any]) -> str:
+    """The four counts as a table; right ones in their class's colour, wrong ones named wrong."""
+
+    def cell(key: str, kind: str, word: str) -> str:
+        return f'<td class="cell {kind}"><b>{measured[key]:,}</b><small>{word}</small></td>'
+
+    return (
+        '<div class="scroll"><table class="plain confusion"><thead><tr><td></td>'
+        '<th scope="col">called spam</th><th scope="col">called ham</th></tr></thead><tbody>'
+        f'<tr><th scope="row">is spam</th>{cell("tp", "spam", "right")}'
+        f"{cell('fn', 'wrong', 'missed')}</tr>"
+        f'<tr><th scope="row">is ham</th>{cell("fp", "wrong", "false alarm")}'
+        f"{cell('tn', 'ham', 'right')}</tr></tbody></table></div>"
+    )
+
+
+MEASURES = {
+    "accuracy": ("Accuracy", "Share of the messages called right."),
+    "precision": ("Precision", "Share of real spam in what was called spam."),
+    "recall": ("Recall", "Share of the spam that was called spam."),
+    "f1": ("F1", "Harmonic mean of precision and recall."),
+    "mcc": ("MCC", "Matthews' correlation: 0 is guessing, 1 is perfect."),
+    "auc": ("AUC", "Chance that a spam gets a higher probability than a ham."),
+}
+
+
+def comparison(end: Finished) -> str:
+    """The measures of the model and of the linear baseline, side by side."""
+
+    def told(measured: Mapping[str, Any], name: str) -> str:
+        value = measured[name]
+        if value is None:
+            return "not defined"
+        return percent(value) if name in ("accuracy", "precision", "recall") else f"{value:.3f}"
+
+    rows = [
+        f'<tr><th scope="row"><abbr title="{about}" tabindex="0">{label}</abbr></th>'
+        f'<td class="n">{told(end.test, name)}</td>'
+        f'<td class="n">{told(end.baseline, name)}</td></tr>'
+        for name, (label, about) in MEASURES.items()
+    ]
+    extra = f"Training accuracy {percent(end.train_accuracy)}"
+    if end.validation is not None:
+        extra += f", validation accuracy {percent(end.validation['accuracy'])}"
+    if end.peak_memory_mb is not None:
+        extra += f", most memory {about_megabytes(end.peak_memory_mb)}"
+    baseline = "TF-IDF of words and characters under a linear support vector machine."
+    return (
+        '<div class="scroll"><table class="plain"><thead><tr><td></td>'
+        '<th scope="col" class="n">this run</th>'
+        f'<th scope="col" class="n"><abbr title="{baseline}" tabindex="0">linear</abbr></th>'
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<p class="sub small">{extra}.</p>'
+    )
+
+
+def mistakes(measured: Mapping[str, Any]) -> str:
+    """The messages called wrongly, the surest mistakes first, as text."""
+    wrong = list(measured["misclassified"])
+    if not wrong:
+        return "<h3>Called wrongly</h3><p>None: every test message was called right.</p>"
+    rows = [
+        f'<tr><td><span class="tag {word}">{word}</span></td>'
+        f'<td class="n">{percent(each["p_spam"])}</td><td>{escape(each["text"])}</td></tr>'
+        for each in wrong[:MOST_SHOWN]
+        for word in ("spam" if each["label"] == "spam" else "ham",)
+    ]
+    rest = len(wrong) - MOST_SHOWN
+    more = f'<p class="sub small">{rest:,} more stand in the report.</p>' if rest > 0 else ""
+    return (
+        f"<h3>Called wrongly: {len(wrong):,} of {measured['size']:,}, the surest mistakes"
+        " first</h3>"
+        '<div class="scroll tall mistakes" tabindex="0"><table class="plain"><thead><tr>'
+        '<th scope="col">is</th><th scope="col" class="n">said spam</th>'
+        '<th scope="col">message</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{more}"
+    )

@@ -1,0 +1,79 @@
+"""The right side of the Train tab: its widgets, in their places, without any behaviour."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from lora_gpt.ui.chart import chart
+from lora_gpt.ui.train_state import Course
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The widgets of the right side."""
+
+    course: gr.State
+    plan: gr.HTML
+    start: gr.Button
+    stop: gr.Button
+    resume: gr.Button
+    runs: gr.Dropdown
+    live: gr.Column
+    progress: gr.HTML
+    smoothed: gr.Checkbox
+    loss: gr.HTML
+    accuracy: gr.HTML
+    log: gr.Textbox
+    result: gr.HTML
+    files: gr.Row
+    adapter: gr.Button
+    report: gr.Button
+    preview: gr.HTML
+    lengths: gr.HTML
+
+    @property
+    def watched(self) -> list[Any]:
+        """Everything that changes while a run goes on."""
+        return [
+            *(self.course, self.stop, self.resume, self.runs, self.live, self.progress),
+            *(self.loss, self.accuracy, self.log, self.result, self.files),
+        ]
+
+
+def build_stage() -> Stage:
+    """The right side: plan and buttons, what goes on, what came out, the messages."""
+    course, plan = gr.State(Course()), gr.HTML(elem_id="train-plan")
+    with gr.Row(elem_classes="actions"):
+        start = gr.Button("Start training", variant="primary", elem_id="train-start", min_width=150)
+        stop = gr.Button("Stop", interactive=False, elem_id="train-stop", min_width=90)
+        resume = gr.Button("Resume", interactive=False, elem_id="train-resume", min_width=90)
+    runs = gr.Dropdown(
+        [],
+        label="Look at",
+        info="Your runs, newest first, and the bundled ones.",
+        elem_id="train-runs",
+        filterable=False,
+    )
+    with gr.Column(visible=False) as live:
+        progress = gr.HTML(elem_id="train-progress")
+        result = gr.HTML(elem_id="train-result")
+        with gr.Row(elem_classes="actions", visible=False) as files:
+            adapter = gr.Button("Adapter and report (zip)", elem_id="train-adapter")
+            report = gr.Button("Report (Markdown)", elem_id="train-report")
+        with gr.Row(elem_classes="charts"):
+            with gr.Column(min_width=300, elem_classes="card"):
+                gr.HTML("<h3>Loss, in nats a message</h3>")
+                loss = chart("Loss over the steps", empty="The loss appears at the first step.")
+            with gr.Column(min_width=300, elem_classes="card"):
+                gr.HTML("<h3>Accuracy</h3>")
+                accuracy = chart("Accuracy over the steps", empty="So does the accuracy.")
+        smoothed = gr.Checkbox(label="Smooth the training loss")
+        log = gr.Textbox(label="Log", lines=8, max_lines=8, elem_id="train-log", interactive=False)
+    with gr.Accordion("The messages", elem_classes="card"):
+        preview = gr.HTML(elem_id="train-preview")
+        lengths = chart("Lengths of the messages", 200, "The lengths appear with the messages.")
+    return Stage(
+        *(course, plan, start, stop, resume, runs, live, progress, smoothed, loss, accuracy),
+        *(log, result, files, adapter, report, preview, lengths),
+    )

@@ -1,0 +1,186 @@
+"""Next-token training on a tiny model: it learns, and a break changes nothing."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_gpt.config import GPTConfig
+from lora_gpt.core import tokenizer
+from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.pretrain.corpus import SOURCES, read_documents
+from lora_gpt.core.pretrain.language_model import (
+    Mixture,
+    Recipe,
+    encode_sources,
+    held_out_loss,
+    language_loss,
+    pretrain,
+    read_checkpoint,
+)
+
+CFG = GPTConfig(97, 32, 24, 3, 2)
+RECIPE = Recipe(tokens=8 * 4 * 16, rows=4, width=16, learning_rate=0.01, warmup_steps=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tiny matrices are slower on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def streams(size, seed=0):
+    """A pattern that can be learnt: each source counts upwards from its own start."""
+    return {
+        source.file: ((torch.arange(size) + 7 * place + seed) % 96).to(torch.int16)
+        for place, source in enumerate(SOURCES)
+    }
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A folder with encoded sources, as the step before leaves it."""
+
+    def made(name="work"):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(streams(400), folder / "tokens.train.safetensors")
+        save_file(streams(60, seed=3), folder / "tokens.held_out.safetensors")
+        return folder
+
+    return made
+
+
+def weights(folder):
+    tensors, _ = read_checkpoint(folder)
+    return {name: t for name, t in tensors.items() if name.startswith("model.")}
+
+
+def test_the_loss_falls(work):
+    """From guessing among 97 tokens to far better, in training and on held-out text."""
+    recipe = Recipe(tokens=40 * 64, rows=4, width=16, learning_rate=0.03, warmup_steps=5)
+    said = list(pretrain(work(), recipe, CFG))
+    assert [each.step for each in said] == list(range(40)) and said[0].steps == 40
+    assert said[0].loss == pytest.approx(math.log(97), abs=0.3)
+    assert said[-1].loss < said[0].loss / 2
+    assert said[-1].held_out is not None and said[-1].held_out < said[0].held_out / 2
+    assert [each.step for each in said if each.held_out is not None] == [0, 39]
+
+
+def test_stop_and_resume_equals_never_stopped(work):
+    """Losses, weights and the optimizer's numbers are equal bit for bit."""
+    whole, broken = work("whole"), work("broken")
+    losses = [each.loss for each in pretrain(whole, RECIPE, CFG)]
+    stopped = pretrain(broken, RECIPE, CFG)
+    for _ in range(4):  # past the checkpoint of the first step
+        next(stopped)
+    stopped.close()
+    rest = list(pretrain(broken, RECIPE, CFG))
+    assert [each.step for each in rest] == list(range(1, 8))
+    assert [each.loss for each in rest] == losses[1:]
+    (first, about), (second, again) = read_checkpoint(whole), read_checkpoint(broken)
+    assert about == again and about["step"] == 8
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_same_seed_gives_the_same_losses(work):
+    """Another seed gives other rows and other weights."""
+
+    def losses(name, seed):
+        recipe = Recipe(**{**vars(RECIPE), "seed": seed, "tokens": 3 * 64})
+        return [each.loss for each in pretrain(work(name), recipe, CFG)]
+
+    first = losses("first", 0)
+    assert first == losses("same", 0) != losses("other", 1)
+
+
+def test_a_finished_training_is_not_done_again(work):
+    """And more tokens go on where it was."""
+    folder = work()
+    list(pretrain(folder, RECIPE, CFG))
+    before = weights(folder)
+    assert list(pretrain(folder, RECIPE, CFG)) == []
+    assert all(torch.equal(before[name], t) for name, t in weights(folder).items())
+    longer = Recipe(**{**vars(RECIPE), "tokens": RECIPE.tokens + 64})
+    assert [each.step for each in pretrain(folder, longer, CFG)] == [8]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(work):
+    folder = work()
+    list(pretrain(folder, RECIPE, CFG))
+    other = Recipe(**{**vars(RECIPE), "seed": 5})
+    with pytest.raises(ValueError, match=r"work: .* holds a checkpoint of another recipe"):
+        next(pretrain(folder, other, CFG))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(work):
+    """With the knob that helps."""
+    recipe = Recipe(**{**vars(RECIPE), "learning_rate": 1e38, "warmup_steps": 1})
+    with pytest.raises(ArithmeticError, match="lower the learning rate"):
+        list(pretrain(work(), recipe, CFG))
+
+
+def test_the_rate_rises_stays_and_falls():
+    """Up over the warm-up, down to almost 0 over the last fifth."""
+    recipe = Recipe(tokens=100 * 64, rows=4, width=16, learning_rate=1.0, warmup_steps=10)
+    rates = [recipe.rate(step) for step in range(recipe.steps)]
+    assert recipe.steps == 100
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert set(rates[10:80]) == {1.0}
+    assert rates[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
+
+
+def test_the_mixture_draws_by_share_and_step():
+    """The same step draws the same rows; sources come as often as their shares say."""
+    marked = {
+        source.file: torch.full((50,), place, dtype=torch.int16)
+        for place, source in enumerate(SOURCES)
+    }
+    mixture = Mixture(marked, Recipe(tokens=1, rows=4000, width=8))
+    rows = mixture.rows(3)
+    assert rows.shape == (4000, 9) and torch.equal(rows, mixture.rows(3))
+    assert not torch.equal(rows, mixture.rows(4))
+    for place, source in enumerate(SOURCES):
+        found = (rows[:, 0] == place).float().mean().item()
+        assert found == pytest.approx(source.share, abs=0.03)
+
+
+def test_the_loss_is_that_of_the_next_token():
+    """Against cross-entropy written out, with the head tied to the embedding."""
+    model = initialise(GPTModel(CFG), 0)
+    model.out_head.weight = model.tok_emb.weight
+    rows = torch.randint(97, (3, 9), generator=torch.Generator().manual_seed(0))
+    logits = model(rows[:, :-1])
+    chances = logits.log_softmax(-1)
+    expected = -torch.stack(
+        [chances[b, t, rows[b, t + 1]] for b in range(3) for t in range(8)]
+    ).mean()
+    assert language_loss(model, rows).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_held_out_text_may_be_short():
+    """A source with less than a row still counts by its share."""
+    model = initialise(GPTModel(CFG), 0)
+    found = held_out_loss(model, streams(5), 16)
+    assert found == pytest.approx(math.log(97), abs=0.3)
+
+
+def test_sources_are_encoded_document_by_document(tmp_path):
+    """An end-of-text after each, and every document comes back."""
+    for source in SOURCES:
+        for part in ("train", "held_out"):
+            text = f"{part} of {source.file}\0second, 100%"
+            (tmp_path / f"{source.file}.{part}.txt").write_text(text, encoding="utf-8")
+    encode_sources(tmp_path, tmp_path)
+    encoding = tokenizer.load("mini")
+    for part in ("train", "held_out"):
+        found = load_file(tmp_path / f"tokens.{part}.safetensors")
+        for source in SOURCES:
+            assert found[source.file].dtype == torch.int16
+            text = encoding.decode(found[source.file].tolist())
+            assert text.split("<|endoftext|>") == [*read_documents(tmp_path, source, part), ""]

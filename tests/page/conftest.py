@@ -1,0 +1,161 @@
+"""One served page and one Chromium for all page tests; a clean visit for each.
+
+`app` is the page: its address and the service behind it. `page` is a tab of a fresh browser that
+fails its test on anything that goes wrong unseen: an error in the console, a script's error, or a
+request that leaves this machine. `visit` opens the page in it, at a tab.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+HERE = Path(__file__).parent
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+PATIENCE = 20_000
+"""Milliseconds until an expectation fails: a busy machine is slow, not wrong."""
+LOOPBACK = ("127.0.0.1", "localhost")
+LOCAL = ("data", "blob", "about")
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@dataclass(frozen=True)
+class App:
+    """The page as it is served to the tests."""
+
+    url: str
+    service: Any
+
+
+def pytest_collection_modifyitems(items):
+    """Everything in this folder drives the page."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.page)
+
+
+def chromium() -> str:
+    """The browser's path. The test is skipped without one, and fails where CI is set."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if found and Path(found).is_file():
+        return found
+    reason = "no Chromium: put chromium on the PATH or its file in CHROMIUM"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    return pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory) -> Iterator[App]:
+    """The page over an empty folder of runs and the bundled samples, at a free port."""
+    chromium()
+    from lora_gpt.service import Service
+    from lora_gpt.ui.build import build, serve
+
+    service = Service(tmp_path_factory.mktemp("runs"))
+    demo = build(service)
+    try:
+        url = serve(demo, server_name="127.0.0.1", server_port=_free_port())
+        yield App(url.rstrip("/"), service)
+    finally:
+        demo.close()
+        service.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def new_page(browser) -> Iterator[Callable[..., Any]]:
+    """Makes pages of fresh browsers, each watched; options are those of `Browser.new_context`."""
+    contexts, faults = [], []
+
+    def make(**options: Any) -> Any:
+        context = browser.new_context(**({"viewport": DESK, "color_scheme": "light"} | options))
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        _keep_inside(context, faults)
+        context.on("console", lambda told: _heard(told, faults))
+        context.on("weberror", lambda told: faults.append(f"script error: {told.error}"))
+        return context.new_page()
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert not faults, "the page went wrong:\n" + "\n".join(faults)
+
+
+def _keep_inside(context: Any, faults: list[str]) -> None:
+    """Refuse and record every request that would leave this machine."""
+
+    def judge(route: Any) -> None:
+        address = urlsplit(route.request.url)
+        if address.scheme in LOCAL or address.hostname in LOOPBACK:
+            route.continue_()
+        else:
+            faults.append(f"request to the outside: {route.request.url}")
+            route.abort()
+
+    context.route("**/*", judge)
+
+
+def _heard(told: Any, faults: list[str]) -> None:
+    if told.type == "error":
+        faults.append(f"console error: {told.text} ({told.location.get('url', '')})")
+
+
+@pytest.fixture
+def page(new_page) -> Any:
+    """A page of a fresh browser on a desk, in the light theme; nothing is open in it yet."""
+    return new_page()
+
+
+@pytest.fixture
+def phone(new_page) -> Any:
+    """As `page`, on a screen as small as a phone's."""
+    return new_page(viewport=PHONE)
+
+
+@pytest.fixture
+def visit(app, page) -> Callable[..., Any]:
+    """`visit("Train")` opens the page at that tab and returns it; `query` goes to the address."""
+
+    def go(tab: str = "Model", query: str = "", on: Any = None) -> Any:
+        opened = on or page
+        opened.goto(app.url + (f"/?{query}" if query else "/"))
+        opened.get_by_role("tab", name=tab, exact=True).click()
+        return opened
+
+    return go
+
+
+@pytest.fixture
+def width_of() -> Callable[[Any], int]:
+    """How far the page is wider than its window, in pixels: 0 where nothing has to be scrolled."""
+
+    def measure(page: Any) -> int:
+        root = "document.scrollingElement"
+        return page.evaluate(f"{root}.scrollWidth - {root}.clientWidth")
+
+    return measure

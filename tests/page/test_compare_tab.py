@@ -1,0 +1,57 @@
+import re
+
+from playwright.sync_api import expect
+
+
+def test_the_costs_of_every_model_and_method(visit):
+    """The labs' LoRA line stands in the table, with the memory that follows from it."""
+    page = visit("Compare")
+    costs = page.locator("#costs")
+    for words in ("GPT-2 XL", "1,328,642", "125,768,450", "1.06%", "503 MB", "head only"):
+        expect(costs).to_contain_text(words)
+    assert costs.locator("tr").count() == 1 + 5 * 3
+    assert costs.locator("tr.on").count() == 3
+
+
+def test_the_chart_is_drawn_and_follows_the_knobs(visit):
+    page = visit("Compare")
+    plot = page.locator("figure.chart").first
+    expect(plot.locator(".annotation-text").first).to_be_visible()
+    expect(plot).to_have_attribute(
+        "aria-label", "Trained share over the rank for 5 models; GPT-2 124M trains 1.06% at rank 8."
+    )
+    box = page.get_by_label("number input for Rank r").filter(visible=True)
+    box.fill("64")
+    box.press("Enter")
+    expect(plot).to_have_attribute("aria-label", re.compile("at rank 64[.]$"))
+    expect(page.locator("#costs")).to_contain_text("LoRA r 64 and head")
+
+
+def test_charts_change_with_the_theme(visit):
+    """Colours come from the page: a dark page has light letters in its charts."""
+    page = visit("Compare")
+    letters = page.locator("figure.chart .xtick text").first
+    expect(letters).to_be_visible()
+    light = letters.evaluate("node => getComputedStyle(node).fill")
+    page.evaluate("document.body.classList.toggle('dark')")
+    page.wait_for_function(
+        "before => getComputedStyle(document.querySelector('figure.chart .xtick text')).fill"
+        " !== before",
+        arg=light,
+    )
+
+
+def test_finished_runs_are_points_or_it_says_how_to_get_some(visit, app):
+    page = visit("Compare")
+    measured = page.locator("figure.chart").nth(1)
+    if any(run.finished for run in app.service.sample_runs()):
+        expect(measured).to_have_attribute("aria-label", re.compile(r"^Test accuracy of \d+ runs"))
+        expect(page.locator("#measured-runs")).to_contain_text("bundled")
+    else:
+        expect(measured).to_contain_text("Train one on the Train tab")
+
+
+def test_on_a_phone_only_cards_scroll_sideways(new_page, visit, width_of):
+    phone = visit("Compare", on=new_page(viewport={"width": 390, "height": 844}))
+    expect(phone.locator("#costs")).to_contain_text("GPT-2 XL")
+    assert width_of(phone) == 0

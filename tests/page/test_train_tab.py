@@ -1,0 +1,155 @@
+import random
+import re
+import string
+import zipfile
+
+import pytest
+from playwright.sync_api import expect
+
+from lora_gpt.config import RunConfig
+
+HOSTILE = "<img src=x onerror=alert(1)> ${1+1} {{7*7}}"
+PATIENCE = 60_000
+"""Milliseconds for a worker that starts on a busy machine."""
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory):
+    """A small file of one's own: no two messages are alike, and spam holds markup."""
+    draw = random.Random(1)
+    rows = ["label\ttext"]
+    for label in ("spam", "ham") * 40:
+        words = ["".join(draw.choices(string.ascii_lowercase, k=6)) for _ in range(12)]
+        rows.append(f"{label}\t{' '.join(words)}{' ' + HOSTILE if label == 'spam' else ''}")
+    path = tmp_path_factory.mktemp("own") / "own.tsv"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(app, messages):
+    """The id of a finished run that none of the browsers started."""
+    config = RunConfig().changed(data=str(messages), epochs=1, max_steps=3)
+    run_id, events = app.service.run_here(config)
+    for _ in events:
+        pass
+    return run_id
+
+
+def choose(page, label, option):
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option).click()
+
+
+def use_own(page, messages):
+    """Choose one's own file in a run short enough for a test."""
+    choose(page, "Messages", "Your own file")
+    page.locator("input[type=file]").first.set_input_files(messages)
+    expect(page.locator("#train-preview")).to_contain_text("80 messages in the file")
+
+
+def test_the_plan_follows_the_knobs(visit):
+    """Steps, trained share, time and memory are told before the start, and so is a refusal."""
+    page = visit("Train")
+    plan = page.locator("#train-plan")
+    expect(plan).to_contain_text("147,970")
+    choose(page, "Start from", re.compile("Quick look"))
+    expect(plan).to_contain_text(re.compile(r"steps\s*60"))
+    choose(page, "Method", "head only")
+    expect(plan).to_contain_text("514")
+    choose(page, "Messages", "Your own file")
+    expect(plan).to_contain_text("Choose a CSV, TSV or TXT file")
+
+
+def test_the_messages_are_shown_as_text(visit, messages):
+    """Balance, parts and samples of one's own file; markup in a message is text."""
+    page = visit("Train")
+    use_own(page, messages)
+    preview = page.locator("#train-preview")
+    expect(preview).to_contain_text("40 spam, 50.0%")
+    expect(preview).to_contain_text(HOSTILE)
+    expect(preview.locator("img")).to_have_count(0)
+
+
+def test_a_run_can_be_stopped_and_goes_on(visit, app, messages):
+    """A double click starts one run; it can be stopped, is found again in a new tab, and goes
+    on."""
+    page = visit("Train")
+    use_own(page, messages)
+    count = page.get_by_label("number input for Epochs")
+    count.fill("40")
+    count.press("Enter")
+    expect(page.locator("#train-plan")).to_contain_text("40 epochs")
+    before = len(app.service.runs())
+    page.locator("#train-start").dblclick()
+    progress = page.locator("#train-progress")
+    expect(progress).to_contain_text("tokens/s", timeout=PATIENCE)
+    assert len(app.service.runs()) == before + 1
+    page.locator("#train-stop").click()
+    expect(progress).to_contain_text("Stopped at step", timeout=PATIENCE)
+
+    page = visit("Train", on=page.context.new_page())
+    progress = page.locator("#train-progress")
+    expect(progress).to_contain_text("Stopped at step", timeout=PATIENCE)
+    expect(page.locator("#train-log textarea")).to_have_value(re.compile(r"Epoch 1 \| Batch 1 \|"))
+    page.locator("#train-resume").click()
+    expect(progress).to_contain_text("tokens/s", timeout=PATIENCE)
+    page.locator("#train-stop").click()
+    expect(progress).to_contain_text("Stopped", timeout=PATIENCE)
+
+
+def test_a_run_is_watched_to_its_end(visit, messages):
+    """Curves, log and result come by themselves; the list of runs tells the accuracy."""
+    page = visit("Train")
+    use_own(page, messages)
+    choose(page, "Start from", re.compile("Quick look"))
+    expect(page.locator("#train-plan")).to_contain_text("1 epoch of 7")
+    page.locator("#train-start").click()
+    progress = page.locator("#train-progress")
+    expect(progress).to_contain_text("Finished: 7 steps", timeout=PATIENCE)
+    expect(page.get_by_role("img", name="after 7 steps")).to_have_count(2)
+    expect(page.locator("#train-result")).to_contain_text("linear baseline")
+    expect(page.get_by_label("Look at")).to_have_value(re.compile(r"^1\. .*finished, [\d.]+%"))
+    expect(page.locator("#train-resume")).to_be_disabled()
+
+
+def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):
+    """The link opens the tab with the whole result, as text, and the files behind it."""
+    page = visit("Train", query=f"run={done}")
+    result = page.locator("#train-result")
+    expect(result).to_contain_text(re.compile(r"95% interval [\d.]+ to [\d.]+, \d+ of \d+"))
+    expect(result.locator("img")).to_have_count(0)
+    expect(page.locator("#train-progress")).to_contain_text("started elsewhere")
+    expect(page.locator("#train-stop")).to_be_disabled()
+    expect(page.locator("#train-resume")).to_be_disabled()
+    with page.expect_download() as taken:
+        page.locator("#train-adapter").click()
+    with zipfile.ZipFile(taken.value.path()) as archive:
+        assert "adapter_model.safetensors" in archive.namelist()
+    with page.expect_download() as taken:
+        page.locator("#train-report").click()
+    assert taken.value.path().read_text(encoding="utf-8").startswith("# LoRA on")
+
+
+def test_a_wrong_link_says_so(visit):
+    page = visit("Train", query="run=nothing-of-this-name")
+    expect(page.get_by_text("The link leads to no run.")).to_be_visible()
+    expect(page.locator("#train-plan")).to_contain_text("147,970")
+
+
+def test_the_chart_can_be_smoothed(visit, done):
+    page = visit("Train", query=f"run={done}")
+    lines = page.get_by_role("img", name="Loss over steps").locator(".scatterlayer .trace")
+    expect(lines).to_have_count(2)
+    page.get_by_label("Smooth the training loss").check()
+    expect(lines).to_have_count(3)
+
+
+def test_a_phone_shows_the_result_before_the_knobs(visit, new_page, width_of, done):
+    page = visit("Train", query=f"run={done}", on=new_page(viewport=PHONE))
+    expect(page.locator("#train-result")).to_contain_text("linear baseline")
+    expect(page.locator("#train-preview")).to_contain_text("training")
+    assert width_of(page) == 0
+    start, knob = page.locator("#train-start"), page.get_by_label("Start from", exact=True)
+    assert start.bounding_box()["y"] < knob.bounding_box()["y"]

@@ -1,0 +1,38 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import app
+
+HOUSE = Path(__file__).parents[1]
+
+
+def test_runs_are_kept_where_they_are_asked_for(monkeypatch, tmp_path):
+    """The option wins over the environment, and that over the user's own folder."""
+    monkeypatch.setenv("LORA_GPT_RUNS", str(tmp_path / "named"))
+    assert app.runs_folder(tmp_path / "given") == tmp_path / "given"
+    assert app.runs_folder(None) == tmp_path / "named"
+    monkeypatch.delenv("LORA_GPT_RUNS")
+    assert app.runs_folder(None).parts[-2:] == ("lora_gpt", "runs")
+
+
+def test_the_page_is_served_where_the_environment_says(tmp_path):
+    """One line tells the address, /healthz answers, and SIGTERM ends it as in a container."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told = os.environ | {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    command = [sys.executable, "app.py", "--runs", str(tmp_path)]
+    with subprocess.Popen(command, cwd=HOUSE, env=told, stdout=subprocess.PIPE, text=True) as page:
+        try:
+            line = page.stdout.readline()
+            assert line == f"lora_gpt is at http://127.0.0.1:{port}/\n"
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+                assert answer.read() == b'{"status":"ok"}'
+        finally:
+            page.send_signal(signal.SIGTERM)
+        assert page.wait(timeout=30) == 0

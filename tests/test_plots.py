@@ -1,0 +1,96 @@
+import json
+import math
+
+import pytest
+
+from lora_gpt import plots
+
+
+def test_labels_are_moved_apart_as_little_as_needed():
+    """Far ones stay; near ones end up a gap apart, around where they were."""
+    assert plots.spread([0, 5, 10], 2) == [0, 5, 10]
+    placed = plots.spread([1.0, 1.0, 1.0], 2)
+    assert sorted(placed) == [-1, 1, 3]
+    assert plots.spread([], 1) == []
+
+
+def test_labels_keep_their_order():
+    placed = plots.spread([3.0, 1.0, 2.9, 1.1], 0.5)
+    order = sorted(range(4), key=placed.__getitem__)
+    assert order == [1, 3, 2, 0]
+    gaps = [b - a for a, b in zip(sorted(placed), sorted(placed)[1:], strict=False)]
+    assert min(gaps) >= 0.5 - 1e-9
+
+
+CURVES = {
+    "small": [(1, 0.002), (8, 0.016), (256, 0.3)],
+    "large": [(1, 0.001), (8, 0.008), (256, 0.2)],
+}
+
+
+def test_fractions_mark_the_chosen_model_and_rank():
+    """The marked line is bold and orange, and its point stands on it."""
+    figure = plots.fraction_curves(CURVES, "large", 8)
+    small, large, point = figure["data"]
+    assert large["line"]["color"] == plots.FILL and small["line"]["color"] == plots.FROZEN
+    assert large["line"]["width"] > small["line"]["width"]
+    assert (point["x"], point["y"]) == ([8], [pytest.approx(0.8)])
+    assert "large trains 0.80% at rank 8" in figure["description"]
+
+
+def test_fractions_are_shown_whole():
+    """No point of any line lies outside the axes."""
+    figure = plots.fraction_curves(CURVES, "small", 1)
+    low, high = figure["layout"]["yaxis"]["range"]
+    for trace in figure["data"]:
+        assert all(low < math.log10(share) < high for share in trace["y"])
+
+
+def run(method="lora", accuracy=0.97, fraction=0.01, label="mini, LoRA r 8"):
+    low, high = accuracy - 0.02, min(1.0, accuracy + 0.01)
+    return plots.RunPoint(label, "r 8", method, fraction, accuracy, low, high)
+
+
+def test_no_run_is_no_figure():
+    """The chart then says how to get one."""
+    assert plots.measured_runs([]) is None
+
+
+def test_runs_stand_with_their_interval():
+    """Error bars reach from the lower to the upper end of the interval, in percent."""
+    (trace,) = plots.measured_runs([run(accuracy=0.9)])["data"]
+    assert trace["x"] == [pytest.approx(1.0)] and trace["y"] == [pytest.approx(90)]
+    assert trace["error_y"]["array"] == [pytest.approx(1)]
+    assert trace["error_y"]["arrayminus"] == [pytest.approx(2)]
+
+
+def test_methods_differ_in_colour_and_in_shape():
+    figure = plots.measured_runs([run("lora"), run("head"), run("full")])
+    markers = [trace["marker"] for trace in figure["data"]]
+    assert len({marker["color"] for marker in markers}) == 3
+    assert len({marker["symbol"] for marker in markers}) == 3
+
+
+def test_a_poor_run_is_still_on_the_chart():
+    """The axis reaches down to the lowest interval."""
+    figure = plots.measured_runs([run(accuracy=0.52), run(accuracy=0.99)])
+    assert figure["layout"]["yaxis"]["range"][0] <= 50
+
+
+def test_a_run_named_like_markup_is_shown_as_text():
+    (trace,) = plots.measured_runs([run(label="<b>x</b>.csv")])["data"]
+    assert "<b>" not in trace["customdata"][0]
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        plots.fraction_curves(CURVES, "small", 8),
+        plots.measured_runs([run("lora"), run("full", 0.5, 1.0)]),
+    ],
+)
+def test_every_figure_is_plain_json_with_a_description(figure):
+    """Figures travel to the browser as they are; screen readers get the description."""
+    assert json.loads(json.dumps(figure, allow_nan=False)) == figure
+    assert figure["description"]
+    assert figure["layout"]["showlegend"] is False

@@ -1,0 +1,125 @@
+from dataclasses import dataclass
+
+import pytest
+
+from lora_gpt.ui import classify_view as view
+
+NASTY = """<img src=x onerror=alert(1)> ${1+1} {{7*7}} "'"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    text: str = "hello"
+    label: str = "spam"
+    p_spam: float = 0.987
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Word:
+    text: str
+    weight: float
+    without: float
+
+
+@dataclass(frozen=True)
+class Update:
+    path: str
+    size: float
+    spectrum: tuple[float, ...]
+
+
+def test_verdict_says_both():
+    """The label stands in large, the probability after and before training beside it."""
+    html = view.verdict_html(Verdict(), Verdict(label="ham", p_spam=0.412))
+    assert "<p class='verdict spam'>spam" in html
+    assert "after training: 98.7% probability of spam" in html
+    assert "before training: 41.2% probability of spam" in html
+    assert "strength" not in html and "left out" not in html
+
+
+def test_verdict_at_strength():
+    """A verdict at another strength says so, and a message that was cut says that."""
+    html = view.verdict_html(Verdict(truncated=True), Verdict(), strength=0.5)
+    assert "at strength 0.5" in html and "its end was left out" in html
+
+
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [
+        (0.81, "falls from 98.7% to 81.0%."),
+        (0.995, "rises from 98.7% to 99.5%."),
+        (0.98702, "stays at 98.7%."),
+    ],
+)
+def test_without_sentence(without, says):
+    """A word's sentence says what happens to the probability when it is left out."""
+    word = Word("Pay", 0.987 - without, without)
+    start = "Without “Pay” the probability of spam "
+    assert view.without_sentence(word, 0.987) == start + says
+
+
+def test_words_are_tinted_by_weight():
+    """The strongest word has the strongest tint, and a word that does nothing has none."""
+    assert view.tint(0.4, 0.4) == ("spam", view.STRONGEST_TINT)
+    assert view.tint(-0.2, 0.4) == ("ham", view.STRONGEST_TINT // 2)
+    assert view.tint(0.001, 0.4) == ("", 0)
+    words = [Word("Pay", 0.2, 0.7), Word("me", 0.0, 0.9), Word("later", -0.05, 0.95)]
+    html = view.words_html(words, total=3)
+    assert "Without “Pay” the probability of spam falls from 90.0% to 70.0%.</p>" in html
+    assert html.count("tabindex='0'") == 1 and html.count("tabindex='-1'") == 2
+    assert "were tried" not in html
+
+
+def test_words_that_decide_nothing():
+    """Where no word matters alone, the page says so rather than tinting noise."""
+    html = view.words_html([Word("a", 0.001, 0.9), Word("b", -0.002, 0.9)], total=400)
+    assert "No single word decides" in html and "--tint" not in html
+    assert "Only the first 2 of 400 words were tried." in html
+    assert view.words_html([], total=0) == ""
+
+
+def test_table_counts_and_shortens():
+    """A table counts all messages and shows the first ones."""
+    html = view.table_html([Verdict(), Verdict(label="ham", p_spam=0.1)] * 40)
+    assert "80 messages: 40 spam, 40 ham. The first 50 are shown." in html
+    assert html.count("<tr>") == 51
+    assert "1 message: 1 spam, 0 ham." in view.table_html([Verdict()])
+
+
+def test_texts_are_escaped():
+    """No text of a visitor enters the page as HTML, wherever it stands."""
+    verdict, word = Verdict(text=NASTY), Word(NASTY, 0.5, 0.2)
+    for html in (
+        view.verdict_html(verdict, verdict),
+        view.words_html([word], total=1),
+        view.table_html([verdict]),
+        view.updates_html([Update(NASTY, 0.1, (1.0,))]),
+    ):
+        assert "<img" not in html and "\"'" not in html
+
+
+def test_updates():
+    """The update of each layer is told with its size and its singular values."""
+    updates = [
+        Update("trf_blocks.0.att.W_query", 0.1234, (3.0, 1.5)),
+        Update("trf_blocks.1.ff.layers.0", 0.05, (1.0, 0.5)),
+    ]
+    said = view.updates_sentence(updates)
+    assert "Beside each of 2 frozen weights" in said and "rank 2" in said
+    assert "0.att.W_query, 12.3%" in said and "1.ff.layers.0, 5%" in said
+    html = view.updates_html(updates)
+    assert html.count("<tr>") == 3
+    assert "title='3, 1.5'" in html and "height:100%" in html and "height:50%" in html
+
+
+def test_no_updates():
+    """A run without LoRA has no update, and says so."""
+    assert "trained no LoRA" in view.updates_sentence([])
+    assert view.updates_html([]) == ""
+
+
+def test_examples_of_both_classes():
+    """There are as many examples of spam as of ham, spam first."""
+    classes = [is_spam for is_spam, _ in view.EXAMPLES]
+    assert classes == sorted(classes, reverse=True) and sum(classes) * 2 == len(classes)

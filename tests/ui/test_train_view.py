@@ -1,0 +1,378 @@
+import re
+from dataclasses import replace
+
+import pytest
+
+from lora_gpt.config import RunConfig
+from lora_gpt.core.data import Message
+from lora_gpt.events import (
+    Adapter,
+    Checkpoint,
+    Failed,
+    Finished,
+    Progress,
+    Queued,
+    Resumed,
+    Started,
+    Step,
+    Stopped,
+    Validation,
+)
+from lora_gpt.service import Plan, Preview, RunSummary
+from lora_gpt.ui.train_preview import duplicates_note, kept_note, preview_html
+from lora_gpt.ui.train_result import accuracy_words, confusion, mistakes, result_html, verdict
+from lora_gpt.ui.train_state import (
+    MOST_LINES,
+    MOST_POINTS,
+    Course,
+    accuracy_lines,
+    epochs_begin,
+    fold,
+    log_lines,
+    loss_lines,
+    smooth,
+    thin,
+)
+from lora_gpt.ui.train_view import plan_html, progress_html, run_choice, scale_html, standing
+from lora_gpt.ui.train_watch import figures
+from lora_gpt.ui.words import about_duration, about_megabytes, duration, percent
+
+HOSTILE = "<img src=x onerror=alert(1)> ${1+1} {{7*7}}"
+
+
+def started(steps=298, per_epoch=149, first=0):
+    return Started(steps, per_epoch, 1195, 100, 299, 3, 9, 147_970, 4_421_634, "cpu", 2, first)
+
+
+def step(number, loss=0.5, per_epoch=149):
+    epoch, batch = divmod(number, per_epoch)
+    return Step(number, epoch + 1, batch + 1, loss, 0.75, 1e-3, 1.0, 300, 8, 1.0, 1240.0, 33.0, 12)
+
+
+def metrics(tn=145, fp=4, fn=4, tp=146, interval=(0.948, 0.986), wrong=()):
+    size = tn + fp + fn + tp
+    return {
+        "size": size,
+        "accuracy": (tn + tp) / size,
+        "interval": list(interval),
+        "precision": 0.97,
+        "recall": 0.97,
+        "f1": 0.973,
+        "mcc": 0.946,
+        "auc": 0.99,
+        "loss": 0.1,
+        "tn": tn,
+        "fp": fp,
+        "fn": fn,
+        "tp": tp,
+        "misclassified": list(wrong),
+    }
+
+
+def finished(test=None, baseline=None):
+    return Finished(298, 41.0, 55.0, 0.99, None, test or metrics(), baseline or metrics(), 310.0)
+
+
+def course(*events, status="running", mine=True):
+    known = Course(run="abc", label="mini, LoRA r 8", config=RunConfig(), mine=mine, status=status)
+    return fold(known, events)
+
+
+def text_of(html):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html)).strip()
+
+
+# --- the state ---------------------------------------------------------------------------------
+
+
+def test_events_in_pieces_give_the_same_state_as_all_at_once():
+    """Whoever watched from the start and whoever comes back see the same."""
+    events = [Queued(), Progress("reading", 0, 1), started(), Validation(0, 0.9, 0.5)]
+    events += [step(n) for n in range(30)] + [Validation(25, 0.6, 0.8), Adapter(30), finished()]
+    pieces = course()
+    for event in events:
+        pieces = fold(pieces, [event])
+    assert pieces == course(*events)
+    assert (pieces.done, pieces.has_adapter, pieces.progress) == (30, True, None)
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint():
+    """Steps that are taken twice are drawn once; the look at the checkpoint stays."""
+    before = [started(), Validation(0, 0.9, 0.5), *map(step, range(37)), Validation(25, 0.6, 0.8)]
+    again = course(*before, Validation(30, 0.5, 0.8), Stopped(37), Resumed(25), Queued())
+    assert [each.step for each in again.steps] == list(range(25))
+    assert [look.step for look in again.looks] == [0, 25]
+    assert fold(again, [started(first=25), step(25)]).done == 26
+
+
+def test_a_run_that_starts_over_has_one_look_at_step_0():
+    anew = course(started(), Validation(0, 0.9, 0.5), step(0), Stopped(1), Resumed(0))
+    anew = fold(anew, [started(), Validation(0, 0.8, 0.5)])
+    assert anew.steps == ()
+    assert [look.loss for look in anew.looks] == [0.8]
+
+
+def test_a_fault_is_forgotten_when_the_run_goes_on():
+    failed = course(started(), step(0), Failed("Too little memory."))
+    assert failed.fault == "Too little memory."
+    assert fold(failed, [Resumed(0)]).fault == ""
+
+
+# --- curves ------------------------------------------------------------------------------------
+
+
+def test_a_short_curve_is_drawn_whole():
+    assert thin([1.0] * MOST_POINTS) == list(range(MOST_POINTS))
+
+
+@pytest.mark.parametrize("size", [401, 1_000, 14_900])
+def test_a_long_curve_keeps_its_ends_and_its_spikes(size):
+    """A single spike among thousands of steps is still the highest point that is drawn."""
+    losses = [1.0 + (n % 7) / 100 for n in range(size)]
+    losses[size // 3], losses[size // 2] = 9.0, 0.01
+    places = thin(losses)
+    assert len(places) <= MOST_POINTS
+    assert {0, size - 1, size // 3, size // 2} <= set(places)
+    assert places == sorted(places)
+
+
+def test_a_growing_curve_changes_only_at_its_end():
+    """What was sent before is sent again unchanged, apart from the last stretch."""
+    losses = [((n * 37) % 101) / 100 for n in range(3_000)]
+    one, two = thin(losses[:2_990]), thin(losses[:2_991])
+    assert one[:-4] == two[: len(one) - 4]
+
+
+def test_smoothing_does_not_start_at_0():
+    assert smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+    assert smooth([]) == []
+
+
+def test_a_loss_of_0_is_drawn():
+    training, calm, validation = loss_lines(course(started(), step(0, 0.0), Validation(1, 0.0, 1)))
+    assert (training.x, training.y) == ((0,), (0.0,))
+    assert (validation.y, calm.y) == ((0.0,), ())
+
+
+def test_accuracy_is_in_percent():
+    training, validation = accuracy_lines(course(started(), step(0), Validation(1, 0.4, 8 / 9)))
+    assert (training.y, validation.y) == ((75.0,), (88.89,))
+
+
+def test_epochs_are_marked_until_they_crowd():
+    assert epochs_begin(course(started(298, 149))) == [149]
+    assert epochs_begin(course(started(60, 149))) == []
+    assert epochs_begin(course(started(100 * 149, 149))) == []
+
+
+def test_charts_are_empty_before_the_first_step():
+    assert figures(course(started()), smoothed=False) == (None, None)
+
+
+def test_charts_end_with_the_last_values_in_words():
+    """Training is solid, validation dashed, each named at its end; the test has its interval."""
+    seen = course(started(), *[step(n, 1 / (n + 1)) for n in range(298)], Validation(298, 0.2, 0.9))
+    loss, accuracy = figures(fold(seen, [finished()]), smoothed=True)
+    assert [trace["line"]["dash"] for trace in loss["data"]] == ["solid", "solid", "6px,4px"]
+    words = [note["text"] for note in loss["layout"]["annotations"]]
+    assert "validation 0.200" in words
+    assert "epoch 2" in words
+    assert "validation 0.200 after 298 steps" in loss["description"]
+    assert accuracy["data"][-1]["error_y"]["arrayminus"] == pytest.approx([97.3 - 94.8], abs=0.1)
+
+
+# --- the log -----------------------------------------------------------------------------------
+
+
+def test_the_log_reads_like_the_labs():
+    lines = log_lines(course(started(), Validation(0, 0.9, 0.5), *[step(n) for n in range(12)]))
+    assert lines == [
+        "Epoch 1 | Validation after 0 steps | Loss: 0.9000 | Accuracy: 50.00%",
+        "Epoch 1 | Batch 1 | Loss: 0.5000",
+        "Epoch 1 | Batch 10 | Loss: 0.5000",
+    ]
+
+
+def test_a_look_after_an_epoch_belongs_to_it():
+    lines = log_lines(course(started(), *map(step, range(150)), Validation(149, 0.4, 0.9)))
+    assert lines[-2].startswith("Epoch 1 | Validation after 149 steps")
+    assert lines[-1].startswith("Epoch 2 | Batch 1 |")
+
+
+def test_a_long_log_says_what_it_leaves_out():
+    lines = log_lines(course(started(5_000, 149), *map(step, range(5_000))))
+    assert len(lines) == MOST_LINES + 1
+    assert re.fullmatch(r"\(\d+ earlier lines\)", lines[0])
+
+
+# --- where the run stands ----------------------------------------------------------------------
+
+
+def test_a_waiting_run_tells_its_place():
+    waiting = replace(course(Queued(), status="queued"), position=3)
+    assert "number 3 in the queue" in standing(waiting)[1]
+
+
+def test_a_running_run_tells_step_epoch_time_and_speed():
+    share, words = standing(course(started(), *map(step, range(96))))
+    assert share == pytest.approx(96 / 298)
+    assert text_of(words) == (
+        "step 96 of 298 , epoch 1 of 2, 12 s left, 1,240 tokens/s, 33.0 messages/s"
+    )
+
+
+def test_a_download_tells_its_share_and_time_left():
+    share, words = standing(course(Progress("downloading the weights", 25, 100, 90.0)))
+    assert share == 0.25
+    assert text_of(words) == "Downloading the weights 25%, 1 min 30 s left"
+
+
+@pytest.mark.parametrize(
+    ("status", "events", "told"),
+    [
+        ("stopped", [started(), step(0), Stopped(1)], "Stopped at step 1 of 298. Resume starts"),
+        ("stopped", [Stopped(0)], "Stopped before the first step."),
+        ("failed", [started(), step(0), Failed("Too little memory.")], "Too little memory. Change"),
+        ("interrupted", [started(), step(0)], "Interrupted at step 1 of 298: the server was"),
+        ("finished", [started(), finished()], "298 steps in 41 s, 55 s with loading"),
+    ],
+)
+def test_every_end_says_what_happened_and_what_can_be_done(status, events, told):
+    assert told in text_of(progress_html(course(*events, status=status)))
+
+
+def test_a_stopped_run_tells_where_it_goes_on():
+    stopped = course(started(), *map(step, range(30)), Checkpoint(25), Stopped(30))
+    html = progress_html(replace(stopped, status="stopped"))
+    assert "Resume goes on from step 25" in html
+
+
+def test_others_are_not_told_to_resume():
+    """Only the browser that started a run may stop and resume it."""
+    html = text_of(progress_html(course(started(), Stopped(0), status="stopped", mine=False)))
+    assert "Resume" not in html
+    assert "started elsewhere" in html
+
+
+def test_a_fault_and_a_label_are_shown_as_text():
+    failed = replace(course(Failed(HOSTILE), status="failed"), label=HOSTILE)
+    assert "<img" not in progress_html(failed)
+
+
+# --- the result --------------------------------------------------------------------------------
+
+
+def test_the_accuracy_stands_with_its_interval_and_its_counts():
+    assert accuracy_words(metrics()) == "97.3% (95% interval 94.8 to 98.6, 291 of 299)"
+
+
+def test_a_finished_run_shows_model_and_baseline_side_by_side():
+    done = course(started(), finished(baseline=metrics(tn=140, fp=9)), status="finished")
+    words = text_of(result_html(done))
+    for told in ("test accuracy 97.3%", "linear baseline 95.7%", "3.35% 147,970 of 4,421,634"):
+        assert told in words
+    assert result_html(course(started())) == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "told"),
+    [
+        ((0.95, 0.99), (0.94, 0.98), "cannot tell"),
+        ((0.95, 0.99), (0.80, 0.94), "The model is better"),
+        ((0.80, 0.90), (0.95, 0.99), "The linear baseline is better"),
+    ],
+)
+def test_overlapping_intervals_are_not_ranked(model, other, told):
+    end = finished(metrics(interval=model), metrics(interval=other))
+    assert told in verdict(end)
+
+
+def test_the_confusion_names_every_count():
+    words = text_of(confusion(metrics(tn=1, fp=2, fn=3, tp=4)))
+    assert words == "called spam called ham is spam 4 right 3 missed is ham 2 false alarm 1 right"
+
+
+def test_misclassified_messages_are_shown_as_text():
+    """Markup in a message is shown, never run, whatever its label claims to be."""
+    wrong = [{"text": HOSTILE, "label": "<b>spam</b>", "p_spam": 0.9}]
+    html = mistakes(metrics(wrong=wrong))
+    assert "<img" not in html
+    assert "<b>spam" not in html
+    assert "&lt;img" in html
+
+
+def test_no_mistakes_is_said_in_words():
+    assert "every test message was called right" in mistakes(metrics())
+
+
+def test_a_missing_measure_is_said_in_words():
+    """AUC is undefined where a class is missing."""
+    one_class = metrics() | {"auc": None}
+    assert "not defined" in result_html(course(finished(one_class), status="finished"))
+
+
+# --- before the start --------------------------------------------------------------------------
+
+
+def test_the_plan_tells_steps_share_time_and_memory():
+    words = text_of(plan_html(Plan(266, 133, 147_970, 4_421_634, 41.0, 310.0, "cpu"), RunConfig()))
+    for told in ("266 2 epochs of 133", "3.35% of 4,421,634", "41 s", "on cpu", "310 MB"):
+        assert told in words
+
+
+def test_the_scale_shows_its_arithmetic():
+    assert "16 / 8 = 2" in text_of(scale_html(RunConfig()))
+    stable = RunConfig().changed(rank=4, rank_stabilised=True)
+    assert "16 / √4 = 8" in text_of(scale_html(stable))
+
+
+def preview(leaked=0, near=0, text="Hi"):
+    samples = (Message(text, True), Message("See you at eight", False))
+    return Preview(10, 30, (6, 6), (1, 1), (3, 3), leaked, near, (5,), (6,), samples)
+
+
+def test_the_preview_counts_every_part():
+    words = text_of(preview_html(preview()))
+    assert "40 messages in the file" in words
+    assert "10 spam, 25.0%" in words
+    assert "training 12 6 6" in words
+    assert kept_note(preview()).startswith("20 messages are left out")
+
+
+def test_what_leaks_is_said():
+    assert duplicates_note(preview()).startswith("No test message")
+    assert "1 word for word and 2 nearly so" in duplicates_note(preview(leaked=1, near=3))
+
+
+def test_sample_messages_are_shown_as_text_and_not_at_any_length():
+    html = preview_html(preview(text=HOSTILE + "x" * 5_000))
+    assert "<img" not in html
+    assert len(html) < 4_000
+
+
+def test_a_run_in_the_list_tells_status_and_accuracy():
+    done = RunSummary("a", "mini, LoRA r 8", "finished", 0.0, RunConfig(), started(), finished())
+    assert run_choice(done, "finished") == "mini, LoRA r 8 (finished, 97.3%)"
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.4, "0.4 s"), (12.4, "12 s"), (59.7, "1 min"), (185, "3 min 5 s"), (7_800, "2 h 10 min")],
+)
+def test_durations(seconds, told):
+    assert duration(seconds) == told
+
+
+def test_estimates_are_not_finer_than_they_can_be():
+    assert [about_duration(s) for s in (41.3, 262, 7_800)] == ["41 s", "4 min", "2.2 h"]
+    assert [about_megabytes(m) for m in (47.4, 313, 1_640)] == ["47 MB", "310 MB", "1.6 GB"]
+
+
+def test_a_share_below_one_is_never_all():
+    assert percent(0.973) == "97.3%"
+    assert percent(0.99999) == "over 99.9%"
+    assert percent(0.00001, 2) == "under 0.01%"
+    assert (percent(1.0), percent(0.0)) == ("100.0%", "0.0%")
