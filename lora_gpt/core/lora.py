@@ -63,6 +63,32 @@ class LoRALayer(nn.Module):
         return f"rank={self.rank}, alpha={self.alpha:g}{dropout}"
 
 
+class _FusedLoRALinear(torch.autograd.Function):
+    """x W^T + b + scale * (x A) B for a frozen W and b, as one node of the graph.
+
+    The update is added in place, forward and backward, and only x and x A are kept: autograd alone
+    would make and keep a tensor of the output's size for each of its steps.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, A, B, scale):
+        narrow = x @ A  # (N, r)
+        y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)  # (N, out)
+        y.addmm_(narrow, B, alpha=scale)
+        ctx.save_for_backward(x, narrow, weight, A, B)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, narrow, weight, A, B = ctx.saved_tensors
+        of_narrow = ctx.scale * (gradient @ B.T)  # (N, r)
+        of_x = None
+        if ctx.needs_input_grad[0]:  # not below the first LoRA
+            of_x = (gradient @ weight).addmm_(of_narrow, A.T)
+        return of_x, None, None, x.T @ of_narrow, ctx.scale * (narrow.T @ gradient), None
+
+
 class LinearWithLoRA(nn.Module):
     """A linear layer with an update beside it. `strength` scales the update at inference: 0 is the
     frozen layer, 1 what was trained."""
@@ -80,7 +106,18 @@ class LinearWithLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         if self.merged or self.strength == 0:
             return self.linear(x)
+        if self._can_fuse(x):
+            frozen, lora = self.linear, self.lora
+            scale = self.strength * lora.scale
+            return _FusedLoRALinear.apply(x, frozen.weight, frozen.bias, lora.A, lora.B, scale)
         return self.linear(x) + self.strength * self.lora(x)
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        weight, lora = self.linear.weight, self.lora
+        frozen = not (weight.requires_grad and torch.is_grad_enabled())
+        plain = x.dim() == 2 and x.dtype == lora.A.dtype == weight.dtype
+        mixed = torch.is_autocast_enabled(x.device.type)
+        return frozen and plain and not mixed and not (lora.dropout and self.training)
 
     def update(self) -> Tensor:
         """What the weight changes by: strength * scale * (A B)^T, (out, in)."""

@@ -36,6 +36,9 @@ class Packing:
         self.last = (ends - 1).to(device)  # (B,) the row of each last real token
         self.is_rectangle = self.rows == self.batch * self.width
         self._slots = (sequence * self.width + positions).to(device)  # (N,)
+        real = torch.arange(self.width) < sizes[:, None]  # (B, T)
+        self.real = None if self.is_rectangle else real[:, None, None].to(device)  # (B, 1, 1, T)
+        """Which columns hold no pad; None where all do."""
 
     def pad(self, rows: Tensor) -> Tensor:
         """(N, d) -> (B, T, d), zeros at the pads."""
@@ -97,20 +100,24 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim)
         self.dropout = nn.Dropout(cfg.drop_rate)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # (N, d) -> (N, d)
-        def heads(rows: Tensor) -> Tensor:
-            split = packing.pad(rows).unflatten(-1, (self.num_heads, -1))  # (B, T, nh, hs)
-            return split.transpose(1, 2)  # (B, nh, T, hs)
+    def forward(self, x: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
+        """(N, d) -> (N, d), or (B, d) for the last real tokens alone."""
 
+        def heads(padded: Tensor) -> Tensor:  # (B, T, d) -> (B, nh, T, hs)
+            return padded.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+        query = self.W_query(x[packing.last] if last_only else x)
         context = F.scaled_dot_product_attention(
-            heads(self.W_query(x)),
-            heads(self.W_key(x)),
-            heads(self.W_value(x)),
+            heads(query[:, None] if last_only else packing.pad(query)),
+            heads(packing.pad(self.W_key(x))),
+            heads(packing.pad(self.W_value(x))),
+            # The last token sees all of its sequence, so that only pads must be kept from it.
+            attn_mask=packing.real if last_only else None,
+            is_causal=not last_only,
             dropout_p=self.dropout.p if self.training else 0.0,
-            is_causal=True,
-        )  # (B, nh, T, hs)
-        context = packing.unpad(context.transpose(1, 2).flatten(2))  # (N, d)
-        return self.out_proj(context)
+        )  # (B, nh, T or 1, hs)
+        context = context.transpose(1, 2).flatten(2)  # (B, T or 1, d)
+        return self.out_proj(context[:, 0] if last_only else packing.unpad(context))
 
 
 class TransformerBlock(nn.Module):
@@ -124,8 +131,10 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(cfg.emb_dim)
         self.drop_shortcut = nn.Dropout(cfg.drop_rate)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # (N, d) -> (N, d)
-        x = x + self.drop_shortcut(self.att(self.norm1(x), packing))
+    def forward(self, x: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
+        """(N, d) -> (N, d), or (B, d) for the last real tokens alone."""
+        attended = self.att(self.norm1(x), packing, last_only)
+        x = (x[packing.last] if last_only else x) + self.drop_shortcut(attended)
         return x + self.drop_shortcut(self.ff(self.norm2(x)))
 
 
@@ -142,21 +151,23 @@ class GPTModel(nn.Module):
         self.final_norm = LayerNorm(cfg.emb_dim)
         self.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size, bias=False)
 
-    def hidden_states(self, tokens: Tensor, packing: Packing) -> Tensor:
-        """Packed tokens (N,) -> what stands before the output head (N, emb_dim)."""
+    def hidden_states(self, tokens: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
+        """Packed tokens (N,) -> what stands before the output head: (N, emb_dim), or (B, emb_dim)
+        for the last real tokens alone, which spares the last block most of its work."""
         if packing.width > self.cfg.context_length:
             raise ValueError(
-                f"tokens: a sequence must be at most context_length {self.cfg.context_length} long;"
-                f" got {packing.width}"
+                f"tokens: a sequence must be at most {self.cfg.context_length} tokens long"
+                f" (context_length); got {packing.width}"
             )
         x = self.drop_emb(self.tok_emb(tokens) + self.pos_emb(packing.positions))  # (N, d)
-        for block in self.trf_blocks:
-            x = block(x, packing)
+        last = len(self.trf_blocks) - 1
+        for place, block in enumerate(self.trf_blocks):
+            x = block(x, packing, last_only and place == last)
         return self.final_norm(x)
 
     def last_logits(self, tokens: Tensor, packing: Packing) -> Tensor:
         """Packed tokens (N,) -> logits at the last real token of each sequence (B, head size)."""
-        return self.out_head(self.hidden_states(tokens, packing)[packing.last])
+        return self.out_head(self.hidden_states(tokens, packing, last_only=True))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """A full rectangle of tokens (B, T) -> logits (B, T, head size)."""

@@ -24,6 +24,15 @@ CFG = GPTConfig(4096, 32, 24, 3, 2)
 TEXTS = ["ok", "", "see you at ten by the old gate " * 9, "WIN £1,000 now!", "the blue folder"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tiny matrices are slower on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def model():
     """A small classifier that has something to say: B is not 0 any more."""

@@ -16,6 +16,15 @@ CPU = torch.device("cpu")
 RUN = RunConfig().changed(rank=2, batch_size=2, epochs=1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tiny matrices are slower on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_memory_of_a_stage():
     """Four bytes a parameter; four more for a gradient and eight for AdamW where it is trained."""
     memory = memory_of(StageCount("lora", 10, 1000))

@@ -14,6 +14,15 @@ CFG = GPTConfig(4096, 256, 24, 3, 2)
 TEXT = "WIN a prize now,  call \n 0800"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tiny matrices are slower on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def classifier_of(method="lora", lora=LoRAConfig(rank=4, alpha=8.0)):
     """A small classifier in which every trained number was moved."""
     model = prepare(initialise(GPTModel(CFG), 0), method, lora, 0).eval()

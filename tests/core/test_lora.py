@@ -16,6 +16,7 @@ from lora_gpt.core.lora import (
     PATHS,
     LinearWithLoRA,
     LoRALayer,
+    _FusedLoRALinear,
     lora_layers,
     mark_trainable,
     merge,
@@ -327,3 +328,38 @@ def test_the_new_head_has_two_classes_and_a_bias():
     replace_head(model)
     assert logits(model).shape == (2, 2)
     assert model.out_head.bias is not None
+
+
+# --- the fused layer -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_gradients_agree_with_finite_differences(bias):
+    """In double precision, for x, A and B."""
+    torch.manual_seed(0)
+    weight, offset = torch.randn(5, 4).double(), torch.randn(5).double() if bias else None
+    x, A, B = (torch.randn(*shape).double().requires_grad_() for shape in ((3, 4), (4, 2), (2, 5)))
+    assert torch.autograd.gradcheck(
+        lambda x, A, B: _FusedLoRALinear.apply(x, weight, offset, A, B, 1.7), (x, A, B)
+    )
+
+
+def test_fused_equals_plain_autograd_over_twenty_steps(monkeypatch):
+    """The same losses, step for step, as the two lines of the definition."""
+
+    def losses():
+        model = prepare(base(), "lora", LoRAConfig(rank=4, alpha=8), 3).train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01)
+        found = []
+        for _ in range(20):
+            loss = F.cross_entropy(model.last_logits(TOKENS, PACKING), torch.tensor([0, 1]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    fused = losses()
+    monkeypatch.setattr(LinearWithLoRA, "_can_fuse", lambda self, x: False)
+    assert fused == pytest.approx(losses(), abs=1e-4)
+    assert fused[-1] < fused[0] / 2

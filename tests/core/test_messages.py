@@ -42,8 +42,8 @@ def texts(is_spam: bool) -> list[str]:
 
 def test_there_are_enough_of_both():
     """More spam than the SMS Spam Collection has, and more ham than spam."""
-    assert len(texts(True)) >= 900
-    assert len(texts(False)) >= 1050
+    assert len(texts(True)) >= 1_300
+    assert len(texts(False)) >= 1_500
 
 
 def test_the_file_is_what_its_header_says():
@@ -121,7 +121,7 @@ def test_no_word_gives_the_class_away():
 def test_hard_but_not_too_hard():
     """The linear model gets most and not all: there is something left to win.
 
-    It gets 83.5 to 91.4% over five seeds. The band is wide, as one split tests about 400 messages.
+    It gets 90.2 to 92.3% over five seeds; one split tests 572 messages.
     """
     metrics = linear_baseline(split(MESSAGES, DataConfig(), 42), 42)
-    assert 0.80 <= metrics.accuracy <= 0.97
+    assert 0.88 <= metrics.accuracy <= 0.97

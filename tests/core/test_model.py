@@ -160,3 +160,21 @@ def test_an_empty_sequence_is_refused(lengths):
     """Every sequence has a last token, because that is where it is classified."""
     with pytest.raises(ValueError, match="at least one token"):
         Packing(lengths)
+
+
+@pytest.mark.parametrize("lengths", [[5, 7, 1], [6, 6], [9]])
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_the_last_tokens_alone_give_what_all_tokens_give(lengths, n_layers):
+    """What the last block leaves out would not have reached the logits, nor the gradients."""
+    model = initialise(GPTModel(GPTConfig(97, 32, 24, 3, n_layers)), 0)
+    packing = Packing(lengths)
+    tokens = torch.arange(packing.rows) * 7 % 97
+    grads = []
+    for last_only in (True, False):
+        hidden = model.hidden_states(tokens, packing, last_only)
+        logits = model.out_head(hidden if last_only else hidden[packing.last])
+        logits.square().sum().backward()
+        grads.append((logits.detach(), model.trf_blocks[0].att.W_key.weight.grad.clone()))
+        model.zero_grad()
+    for short, whole in zip(*grads, strict=True):
+        torch.testing.assert_close(short, whole, rtol=1e-4, atol=1e-6)

@@ -17,6 +17,15 @@ from lora_gpt.core.weights import load_base
 SMALL = GPTConfig(4096, 64, 16, 2, 2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tiny matrices are slower on two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """(work folder, packed file, facts) of a model that was trained for three steps."""
