@@ -397,6 +397,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seed": 123,
     },
     "quick": {"epochs": 1, "max_steps": 60},
+    "random": {"init": "random"},
 }
 """Named starting points: what each changes in the default run."""
 
@@ -405,6 +406,7 @@ PRESET_LABELS = {
     "lab": "Lab protocol, seed 42: one epoch, 1,195 to train and 299 to test on the SMS data",
     "lab-2": "Lab protocol, seed 123: two epochs",
     "quick": "Quick look: 60 steps",
+    "random": "What pretraining is worth: the default on weights that never saw a text",
 }
 
 

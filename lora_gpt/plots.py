@@ -338,6 +338,8 @@ class RunPoint:
     accuracy: float
     low: float
     high: float
+    random_start: bool = False
+    """Whether it began on weights that never saw a text; drawn hollow."""
 
 
 def measured_runs(points: Sequence[RunPoint]) -> Figure | None:
@@ -381,7 +383,12 @@ def _run_marks(points: Sequence[RunPoint], color: str, symbol: str) -> dict[str,
         "textfont": {"color": SOFT, "size": 12},
         "customdata": told,
         "hovertemplate": "%{customdata}<extra></extra>",
-        "marker": {"color": color, "symbol": symbol, "size": 11},
+        "marker": {
+            "color": color,
+            "symbol": [symbol + ("-open" if point.random_start else "") for point in points],
+            "size": 11,
+            "line": {"width": 2},
+        },
         "error_y": {
             "type": "data",
             "symmetric": False,

@@ -40,6 +40,7 @@ SAMPLE_RUNS: dict[str, dict[str, Any]] = {
     "lora-rank-8": {},
     "lora-rank-1": {"rank": 1, "alpha": 2.0},
     "head-only": {"method": "head"},
+    "random-start": {"init": "random"},
 }
 """The runs that ship trained, on the bundled messages: what each changes in the default run."""
 MOST_TEXTS, MOST_CHARACTERS, MOST_STRENGTH = 2_000, 20_000, 10

@@ -46,9 +46,9 @@ def test_fractions_are_shown_whole():
         assert all(low < math.log10(share) < high for share in trace["y"])
 
 
-def run(method="lora", accuracy=0.97, fraction=0.01, label="mini, LoRA r 8"):
+def run(method="lora", accuracy=0.97, fraction=0.01, label="mini, LoRA r 8", **more):
     low, high = accuracy - 0.02, min(1.0, accuracy + 0.01)
-    return plots.RunPoint(label, "r 8", method, fraction, accuracy, low, high)
+    return plots.RunPoint(label, "r 8", method, fraction, accuracy, low, high, **more)
 
 
 def test_no_run_is_no_figure():
@@ -68,7 +68,13 @@ def test_methods_differ_in_colour_and_in_shape():
     figure = plots.measured_runs([run("lora"), run("head"), run("full")])
     markers = [trace["marker"] for trace in figure["data"]]
     assert len({marker["color"] for marker in markers}) == 3
-    assert len({marker["symbol"] for marker in markers}) == 3
+    assert len({marker["symbol"][0] for marker in markers}) == 3
+
+
+def test_a_random_start_is_drawn_hollow():
+    """Told apart by shape, not by colour alone."""
+    (trace,) = plots.measured_runs([run(), run(random_start=True)])["data"]
+    assert trace["marker"]["symbol"] == ["circle", "circle-open"]
 
 
 def test_a_poor_run_is_still_on_the_chart():
@@ -94,3 +100,32 @@ def test_every_figure_is_plain_json_with_a_description(figure):
     assert json.loads(json.dumps(figure, allow_nan=False)) == figure
     assert figure["description"]
     assert figure["layout"]["showlegend"] is False
+
+
+def test_strength_curve_marks_where_the_slider_stands():
+    """The mark stands at the slider's strength, in the colour of its verdict."""
+    points = [(0.0, 0.6), (1.0, 0.02), (2.0, 0.0)]
+    figure = plots.strength_curve(points, 1.0, 0.02)
+    curve, here = figure["data"]
+    assert curve["x"] == [0.0, 1.0, 2.0] and curve["y"] == pytest.approx([60.0, 2.0, 0.0])
+    assert here["x"] == [1.0] and here["y"] == [2.0]
+    assert here["marker"]["color"] == plots.HAM
+    assert "60.0% at strength 0, 2.0% at 1, 0.0% at 2." in figure["description"]
+
+
+def test_update_sizes_keeps_blocks_apart():
+    """Bars of a block stand side by side, with a gap to the next block and its name below."""
+    layers = [(f"{block}.{name}", 0.1, (1.0,)) for block in "01" for name in ("a", "b")]
+    figure = plots.update_sizes([*layers, ("2.a", 0.3, tuple(range(9, 0, -1)))])
+    [bars] = figure["data"]
+    assert bars["x"] == [0.0, 1.0, 3.5, 4.5, 7.0]
+    assert figure["layout"]["xaxis"]["tickvals"] == [0.5, 4.0, 7.0]
+    assert figure["layout"]["xaxis"]["ticktext"] == ["0", "1", "2"]
+    assert bars["customdata"][-1] == "2.a<br>singular values 9, 8, 7, 6, 5, 4, 3, 2, …"
+    assert "the largest is 2.a, 30% of its W" in figure["description"]
+
+
+def test_update_sizes_of_many_blocks_names_only_some():
+    """Forty-eight blocks are named every fourth, so that the names do not touch."""
+    figure = plots.update_sizes([(f"{block}.a", 0.1, (1.0,)) for block in range(48)])
+    assert figure["layout"]["xaxis"]["ticktext"] == [str(block) for block in range(0, 48, 4)]

@@ -1,6 +1,5 @@
 """One message in the Classify tab: verdict, words, and the strength of the adapter."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,30 +87,38 @@ def stage() -> Stage:
     return Stage(asked, verdict, words, strength, curve)
 
 
-def answer(service: Service, on: Stage, run: str | None, text: str) -> Iterator[dict[Any, Any]]:
-    """Ask `run` about `text`: the verdict at once, then the words, then the curve.
+# The answer comes in three events and not as one generator: of steps that follow each other at
+# once, the page loses some.
 
-    Each step brings everything so far: the page drops what a step lacks when two come at once.
-    """
+
+def answer(service: Service, on: Stage, run: str | None, text: str) -> dict[Any, Any]:
+    """Ask `run` about `text` and show the verdict; words and curve are `explain`ed after it."""
     if not run:
         raise ValueError(NO_RUN)
     after, before = service.classify(run, [text])[0], service.classify_before(run, [text])[0]
-    asked = Asked(run, text, before)
-    shown: dict[Any, Any] = {
-        on.asked: asked,
+    return {
+        on.asked: Asked(run, text, before),
         on.verdict: view.verdict_html(after, before),
         on.words: gr.HTML(view.pending_html(text), visible=True),
         on.strength: 1.0,
     }
-    yield shown
-    words = view.words_html(service.attributions(run, text), len(text.split()))
-    shown |= {on.words: gr.HTML(words, visible=True)}
-    yield shown
-    points = service.strength_curve(run, text)
-    yield shown | {
-        on.asked: replace(asked, points=tuple(points)),
-        on.curve: plots.strength_curve(points, 1.0, after.p_spam),
-    }
+
+
+def explain(service: Service, asked: Asked | None) -> Any:
+    """The words of the message on show; nothing changes where they are there already."""
+    if asked is None or asked.points:
+        return gr.skip()
+    found = service.attributions(asked.run, asked.text)
+    return view.words_html(found, len(asked.text.split()))
+
+
+def draw(service: Service, asked: Asked | None) -> list[Any]:
+    """The curve of the message on show over the strength, which stands at 1."""
+    if asked is None or asked.points:
+        return [gr.skip(), gr.skip()]
+    points = tuple(service.strength_curve(asked.run, asked.text))
+    p_spam = dict(points)[1.0]
+    return [replace(asked, points=points), plots.strength_curve(points, 1.0, p_spam)]
 
 
 def at_strength(

@@ -1,6 +1,7 @@
 """The Classify tab: a trained model on messages that people type, and why it says what it says."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -11,7 +12,16 @@ from lora_gpt.service import SAMPLE, Service
 from lora_gpt.ui import classify_view as view
 from lora_gpt.ui.chart import chart
 from lora_gpt.ui.classify_many import build_many
-from lora_gpt.ui.classify_one import FIRST_MESSAGE, Asked, Stage, answer, at_strength, stage
+from lora_gpt.ui.classify_one import (
+    FIRST_MESSAGE,
+    Asked,
+    Stage,
+    answer,
+    at_strength,
+    draw,
+    explain,
+    stage,
+)
 from lora_gpt.ui.classify_runs import NO_RUN, choices, preferred
 from lora_gpt.ui.errors import guard
 from lora_gpt.ui.session import PRIVATE, REDRAW, TICK, Session
@@ -35,13 +45,8 @@ def build_tab(service: Service, session: Session) -> None:
     build_many(service, run)
     changes = _changes()
 
-    @guard
-    def ask(run_id: str | None, text: str) -> Iterator[dict[Any, Any]]:
-        yield from answer(service, on, run_id, text)
-
-    @guard
-    def louder(asked: Asked | None, strength: float) -> dict[Any, Any]:
-        return at_strength(service, on, asked, strength)
+    taken = gr.on([each.click for each in examples], take, None, message, **TICK)
+    _wire(service, on, (run, message), [partial(gr.on, [send.click, message.submit]), taken.then])
 
     @guard
     def refresh(owner: str, looked_at: str, current: str | None, before: list[str]) -> list[Any]:
@@ -49,19 +54,71 @@ def build_tab(service: Service, session: Session) -> None:
         value = preferred(listed, current, looked_at, before)
         return [gr.Dropdown(choices=listed, value=value), [run_id for _, run_id in listed]]
 
-    gr.on([send.click, message.submit], ask, [run, message], on.components(), **ASK)
-    for button, text in examples:
-        taken = button.click(_giving(text), None, message, **TICK)
-        taken.then(ask, [run, message], on.components(), **ASK)
-    on.strength.input(louder, [on.asked, on.strength], on.components(), **REDRAW)
+    @guard
+    def describe(run_id: str | None) -> list[Any]:
+        return _described(service, run_id)
 
-    begin = guard(_beginning(service, on, changes))
-    shown = [*on.components(), *changes]
     looked = [session.owner, session.run, run, known]
     opened = tab.select(refresh, looked, [run, known], **TICK)
-    opened.then(begin, [run, message, on.asked], shown, **ASK)
-    run.input(begin, [run, message, on.asked], shown, **ASK)
+    for chosen in (opened.then, run.input):
+        begun = _begin(service, on, (run, message), chosen)
+        begun.then(describe, run, changes, **REDRAW)
     gr.api(guard(classify_with(service)), api_name="classify")
+
+
+Question = tuple[gr.Dropdown, gr.Textbox]
+"""The classifier that is asked, and the message."""
+
+
+def take(event: gr.EventData) -> str:
+    """The message of the example that was pressed."""
+    assert isinstance(event.target, gr.Button), "only examples are wired to this"
+    return str(event.target.value)
+
+
+def _wire(service: Service, on: Stage, question: Question, triggers: list[Any]) -> None:
+    """Whatever asks a question, and the slider below the answer."""
+
+    @guard
+    def ask(run_id: str | None, text: str) -> dict[Any, Any]:
+        return answer(service, on, run_id, text)
+
+    @guard
+    def louder(asked: Asked | None, strength: float) -> dict[Any, Any]:
+        return at_strength(service, on, asked, strength)
+
+    for trigger in triggers:
+        _explained(service, on, trigger(ask, [*question], on.components(), **ASK))
+    on.strength.input(louder, [on.asked, on.strength], on.components(), **REDRAW)
+
+
+def _begin(service: Service, on: Stage, question: Question, trigger: Any) -> Any:
+    """The tab is opened or another classifier chosen: its last event."""
+
+    @guard
+    def begin(run_id: str | None, text: str, asked: Asked | None) -> dict[Any, Any]:
+        if not run_id:
+            return {on.verdict: NO_RUN_HTML}
+        if not text.strip() or (asked and asked.run == run_id):
+            return {on.asked: asked}
+        return answer(service, on, run_id, text)
+
+    return _explained(service, on, trigger(begin, [*question, on.asked], on.components(), **ASK))
+
+
+def _explained(service: Service, on: Stage, answered: Any) -> Any:
+    """After an answer its words and its curve: the last event."""
+
+    @guard
+    def words(asked: Asked | None) -> Any:
+        return explain(service, asked)
+
+    @guard
+    def curve(asked: Asked | None) -> list[Any]:
+        return draw(service, asked)
+
+    explained = answered.success(words, on.asked, on.words, **REDRAW)
+    return explained.then(curve, on.asked, [on.asked, on.curve], **REDRAW)
 
 
 def _run_choice(service: Service) -> gr.Dropdown:
@@ -75,7 +132,7 @@ def _run_choice(service: Service) -> gr.Dropdown:
     )
 
 
-def _questions() -> tuple[gr.Textbox, gr.Button, list[tuple[gr.Button, str]]]:
+def _questions() -> tuple[gr.Textbox, gr.Button, list[gr.Button]]:
     """The message to type, and examples of both classes to take."""
     message = gr.Textbox(
         FIRST_MESSAGE,
@@ -92,12 +149,8 @@ def _questions() -> tuple[gr.Textbox, gr.Button, list[tuple[gr.Button, str]]]:
         with gr.Column(elem_classes="examples"):
             gr.HTML(f"<h3>{heading}</h3>")
             for text in (text for is_spam, text in view.EXAMPLES if is_spam == kind):
-                examples.append((gr.Button(text, size="sm", elem_classes=look), text))
+                examples.append(gr.Button(text, size="sm", elem_classes=look))
     return message, send, examples
-
-
-def _giving(text: str) -> Callable[[], str]:
-    return lambda: text
 
 
 def _changes() -> list[gr.HTML]:
@@ -115,31 +168,13 @@ def _changes() -> list[gr.HTML]:
     return [sentence, sizes, table]
 
 
-def _beginning(
-    service: Service, on: Stage, changes: list[gr.HTML]
-) -> Callable[..., Iterator[dict[Any, Any]]]:
-    """What happens when the tab is opened or another classifier chosen."""
-    sentence, sizes, table = changes
-
-    def begin(run: str | None, text: str, asked: Asked | None) -> Iterator[dict[Any, Any]]:
-        if not run:
-            yield {on.verdict: NO_RUN_HTML}
-            return
-        if asked and asked.run == run:
-            yield {on.asked: asked}
-            return
-        shown: dict[Any, Any] = {}
-        for shown in answer(service, on, run, text) if text.strip() else ():
-            yield shown
-        updates = service.updates(run)
-        layers = [(view.short(each.path), each.size, each.spectrum) for each in updates]
-        yield shown | {
-            sentence: f"<p class='told'>{view.updates_sentence(updates)}</p>",
-            sizes: plots.update_sizes(layers) if layers else None,
-            table: view.updates_html(updates),
-        }
-
-    return begin
+def _described(service: Service, run_id: str | None) -> list[Any]:
+    """What the adapter of `run_id` changed, for the components of `_changes`."""
+    updates = service.updates(run_id) if run_id else []
+    layers = [(view.short(each.path), each.size, each.spectrum) for each in updates]
+    said = view.updates_sentence(updates) if run_id else ""
+    drawn = plots.update_sizes(layers) if layers else None
+    return [f"<p class='told'>{said}</p>", drawn, view.updates_html(updates)]
 
 
 def classify_with(service: Service) -> Callable[..., list[dict[str, Any]]]:

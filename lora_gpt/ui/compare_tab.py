@@ -19,7 +19,8 @@ SHOWN = RunConfig().changed(model="gpt2")
 HEIGHT = 340
 RUNS_TITLE = """<h3>What it reached: test accuracy of finished runs</h3>
 <p class="key"><span><i class="l"></i>LoRA and head</span><span><i class="h"></i>head only</span>
-<span><i class="f"></i>all parameters</span><span>bars: 95% interval</span></p>"""
+<span><i class="f"></i>all parameters</span><span>hollow: random start</span>
+<span>bars: 95% interval</span></p>"""
 
 
 def costs_of(service: Service, config: RunConfig) -> tuple[plots.Figure, str]:

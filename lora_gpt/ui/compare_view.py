@@ -120,6 +120,8 @@ def points(runs: Sequence[RunSummary]) -> list[RunPoint]:
         assert run.finished is not None and run.started is not None
         method, low_high = run.config.training.method, run.finished.test["interval"]
         short = {"lora": f"r {run.config.lora.rank}", "head": "head only", "full": "all"}[method]
+        random_start = run.config.init == "random"
+        short += ", random" if random_start else ""
         found.append(
             RunPoint(
                 label=run.label,
@@ -129,6 +131,7 @@ def points(runs: Sequence[RunSummary]) -> list[RunPoint]:
                 accuracy=run.finished.test["accuracy"],
                 low=low_high[0],
                 high=low_high[1],
+                random_start=random_start,
             )
         )
     return found

@@ -77,7 +77,7 @@ class Form:
     def preset_values(self, name: str) -> list[Any]:
         """The values of the knobs, in their order, for a preset; the data set stays as it is."""
         flat = preset(name).flat()
-        kept = (*COLUMNS, "data", "model", "init")
+        kept = (*COLUMNS, "data", "model")
         changes = PRESETS[name]
         return [
             gr.skip() if knob in kept and knob not in changes else _shown(flat[knob])
