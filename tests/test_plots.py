@@ -4,18 +4,19 @@ import math
 import pytest
 
 from lora_gpt import plots
+from lora_gpt.plots import style
 
 
 def test_labels_are_moved_apart_as_little_as_needed():
     """Far ones stay; near ones end up a gap apart, around where they were."""
-    assert plots.spread([0, 5, 10], 2) == [0, 5, 10]
-    placed = plots.spread([1.0, 1.0, 1.0], 2)
+    assert style.spread([0, 5, 10], 2) == [0, 5, 10]
+    placed = style.spread([1.0, 1.0, 1.0], 2)
     assert sorted(placed) == [-1, 1, 3]
-    assert plots.spread([], 1) == []
+    assert style.spread([], 1) == []
 
 
 def test_labels_keep_their_order():
-    placed = plots.spread([3.0, 1.0, 2.9, 1.1], 0.5)
+    placed = style.spread([3.0, 1.0, 2.9, 1.1], 0.5)
     order = sorted(range(4), key=placed.__getitem__)
     assert order == [1, 3, 2, 0]
     gaps = [b - a for a, b in zip(sorted(placed), sorted(placed)[1:], strict=False)]
@@ -32,7 +33,7 @@ def test_fractions_mark_the_chosen_model_and_rank():
     """The marked line is bold and orange, and its point stands on it."""
     figure = plots.fraction_curves(CURVES, "large", 8)
     small, large, point = figure["data"]
-    assert large["line"]["color"] == plots.FILL and small["line"]["color"] == plots.FROZEN
+    assert large["line"]["color"] == style.FILL and small["line"]["color"] == style.FROZEN
     assert large["line"]["width"] > small["line"]["width"]
     assert (point["x"], point["y"]) == ([8], [pytest.approx(0.8)])
     assert "large trains 0.80% at rank 8" in figure["description"]
@@ -109,7 +110,7 @@ def test_strength_curve_marks_where_the_slider_stands():
     curve, here = figure["data"]
     assert curve["x"] == [0.0, 1.0, 2.0] and curve["y"] == pytest.approx([60.0, 2.0, 0.0])
     assert here["x"] == [1.0] and here["y"] == [2.0]
-    assert here["marker"]["color"] == plots.HAM
+    assert here["marker"]["color"] == style.HAM
     assert "60.0% at strength 0, 2.0% at 1, 0.0% at 2." in figure["description"]
 
 
