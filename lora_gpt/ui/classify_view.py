@@ -20,7 +20,7 @@ MOST_BARS = 32
 """Singular values that are drawn for one layer."""
 
 EXAMPLES: tuple[tuple[bool, str], ...] = (
-    (True, "Your parcel is held at the depot. Pay the 1.49 fee today at post-redeliver.info"),
+    (True, "FINAL NOTICE: your parcel is on hold. Pay $1.99 today at post-redeliver.info"),
     (True, "Congratulations! You won a 500 gift card. Claim it before midnight: win-card.top"),
     (True, "Bank alert: your account is locked. Confirm your password at secure-login.help"),
     (False, "Running ten minutes late, the bus never came. Can you order me a coffee?"),
