@@ -4,7 +4,6 @@ Host and port also come from GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, the runs
 """
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -24,26 +23,16 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def runs_folder(given: Path | None) -> Path:
-    """Where runs are kept: the option, LORA_GPT_RUNS, or the user's own data folder."""
-    from platformdirs import user_data_path
-
-    if given is not None:
-        return given
-    named = os.environ.get("LORA_GPT_RUNS")
-    return Path(named) if named else user_data_path("lora_gpt", appauthor=False) / "runs"
-
-
 def main(argv: list[str] | None = None) -> None:
     """Serve until interrupted."""
     options = arguments().parse_args(argv)
     # Only now: --help answers at once, and a worker process that starts here imports neither.
-    from lora_gpt.service import Service
+    from lora_gpt.service import Service, default_runs
     from lora_gpt.ui.build import build, serve
 
     # A container is stopped with SIGTERM, which would otherwise leave the workers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    service = Service(runs_folder(options.runs), workers=options.workers)
+    service = Service(options.runs or default_runs(), workers=options.workers)
     try:
         demo = build(service)
         address = serve(demo, server_name=options.host, server_port=options.port)

@@ -6,6 +6,7 @@ whose text is a sentence for people. Knows nothing of gradio.
 
 import csv
 import io
+import os
 import shutil
 import threading
 import zipfile
@@ -104,8 +105,9 @@ class RunSummary:
 
 
 def default_runs() -> Path:
-    """Where runs are kept unless somebody says otherwise."""
-    return platformdirs.user_data_path("lora_gpt") / "runs"
+    """Where runs are kept without an option: LORA_GPT_RUNS, else the user's own data folder."""
+    named = os.environ.get("LORA_GPT_RUNS")
+    return Path(named) if named else platformdirs.user_data_path("lora_gpt", False) / "runs"
 
 
 def run_label(config: RunConfig) -> str:

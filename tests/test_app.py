@@ -6,18 +6,17 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import app
+from lora_gpt.service import default_runs
 
 HOUSE = Path(__file__).parents[1]
 
 
-def test_runs_are_kept_where_they_are_asked_for(monkeypatch, tmp_path):
-    """The option wins over the environment, and that over the user's own folder."""
+def test_runs_are_kept_where_the_environment_says(monkeypatch, tmp_path):
+    """The page and the command line agree: LORA_GPT_RUNS, else the user's own folder."""
     monkeypatch.setenv("LORA_GPT_RUNS", str(tmp_path / "named"))
-    assert app.runs_folder(tmp_path / "given") == tmp_path / "given"
-    assert app.runs_folder(None) == tmp_path / "named"
+    assert default_runs() == tmp_path / "named"
     monkeypatch.delenv("LORA_GPT_RUNS")
-    assert app.runs_folder(None).parts[-2:] == ("lora_gpt", "runs")
+    assert default_runs().parts[-2:] == ("lora_gpt", "runs")
 
 
 def test_the_page_is_served_where_the_environment_says(tmp_path):
