@@ -140,6 +140,15 @@ def build_parser() -> Parser:
     pretrain.add_argument("--work", type=Path, required=True, help="Folder for what lies between.")
     pretrain.add_argument("--texts", type=Path, help="Folder with the pretraining texts (filter).")
     pretrain.add_argument("--tokens", type=_number, default=24e6, help="To train on. [24e6]")
+    pretrain.add_argument(
+        "--stage",
+        choices=("prose", "messages"),
+        default="prose",
+        help="What is read (train): prose first, then messages, from where prose ended. [prose]",
+    )
+    pretrain.add_argument(
+        "--compiled", action="store_true", help="Train faster; needs a C++ compiler."
+    )
     return parser
 
 
@@ -315,7 +324,14 @@ def run_pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"samples": list(SAMPLE_RUNS)}
     from lora_gpt.core.pretrain import steps  # its libraries are slow to import
 
-    return steps.run(arguments.step, arguments.work, arguments.texts, arguments.tokens)
+    return steps.run(
+        arguments.step,
+        arguments.work,
+        arguments.texts,
+        arguments.tokens,
+        arguments.stage,
+        arguments.compiled,
+    )
 
 
 def _service(arguments: argparse.Namespace) -> Service:

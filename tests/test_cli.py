@@ -371,7 +371,7 @@ def refused(words, capsys):
         ("pretrain train --work WORK --tokens nan", "tokens: must be a number"),
         ("pretrain encode --work WORK", "txt"),
         ("pretrain train --work WORK", "tokens.train.safetensors"),
-        ("pretrain pack --work WORK", "checkpoint.safetensors"),
+        ("pretrain pack --work WORK", "checkpoint.prose.safetensors"),
         ("pretrain filter --work EMPTY", "empty.csv"),
     ],
 )

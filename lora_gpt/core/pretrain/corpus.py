@@ -1,9 +1,12 @@
 """Step 1: the pretraining text, read, cleaned of everything that stands in the SMS data, mixed.
 
 Reads `*.txt.xz` of the sources below and writes one file of documents a source and part. A document
-that holds a message of the collection, exactly or nearly, is dropped, so that no test message
+that holds a message of the data sets, exactly or nearly, is dropped, so that no test message
 is ever seen in pretraining. Some conversational documents are also written the way people type
 on phones: the sources are edited prose, the task is not. Knows nothing of tokens or models.
+
+The text is read in two stages, language before messages: `STAGES` says which source has which share
+of the tokens of each.
 """
 
 import hashlib
@@ -18,25 +21,49 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lora_gpt.core.tokenizer import ASSETS
+
 
 @dataclass(frozen=True)
 class Source:
-    """One text of the mixture, its share of the training tokens, how its documents are parted."""
+    """One text of the mixture and how its documents are parted."""
 
     file: str
-    share: float
-    documents: str  # "blank-line", "line", "subject" or "book"
+    documents: str  # "blank-line", "line", "subject", "book" or "thread"
     informal: float  # share of the documents that are rewritten as typed on a phone
     licence: str
+    copies: int = 1
+    """How often each document is written; every copy after the first is typed anew."""
 
 
+OWN = ASSETS / "mini"
+"""Where the text lies that was written for this project; the rest lies in the folder of texts."""
 SOURCES = (
-    Source("enron_spam_mail", 0.28, "subject", 0.5, "public record (Enron-Spam 2006)"),
-    Source("schema_guided_dialogue", 0.22, "blank-line", 0.5, "CC BY-SA 4.0, Google"),
-    Source("common_voice_sentences", 0.12, "line", 0.5, "CC0, Mozilla"),
-    Source("taskmaster4", 0.02, "blank-line", 0.5, "CC BY 4.0, Google"),
-    Source("gutenberg", 0.36, "book", 0.15, "public domain in the US"),
+    Source("enron_spam_mail", "subject", 0.5, "public record (Enron-Spam 2006)"),
+    Source("schema_guided_dialogue", "blank-line", 0.5, "CC BY-SA 4.0, Google"),
+    Source("common_voice_sentences", "line", 0.5, "CC0, Mozilla"),
+    Source("taskmaster4", "blank-line", 0.5, "CC BY 4.0, Google"),
+    Source("gutenberg", "book", 0.15, "public domain in the US"),
+    Source("threads", "thread", 0.35, "MIT, written for this project", copies=8),
 )
+STAGES: dict[str, dict[str, float]] = {
+    "prose": {
+        "enron_spam_mail": 0.28,
+        "schema_guided_dialogue": 0.22,
+        "common_voice_sentences": 0.12,
+        "taskmaster4": 0.02,
+        "gutenberg": 0.36,
+    },
+    "messages": {
+        "threads": 0.35,
+        "enron_spam_mail": 0.20,
+        "schema_guided_dialogue": 0.12,
+        "common_voice_sentences": 0.13,
+        "taskmaster4": 0.03,
+        "gutenberg": 0.17,
+    },
+}
+"""Share of each source in the tokens of a stage; the stages follow each other."""
 HELD_OUT = 0.01
 LONGEST = 4000  # characters of one document
 
@@ -92,6 +119,10 @@ class KeptOut:
                         return True
         return False
 
+    def without(self, thread: str) -> str:
+        """The lines of `thread` that are no message of the collection."""
+        return "\n".join(line for line in thread.splitlines() if not self.holds(line))
+
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -104,7 +135,7 @@ def documents(source: Source, text: str) -> Iterator[str]:
         parts = [tidy_mail(part) for part in re.split(r"\n\s*\n(?=Subject:)", text)]
     elif source.documents == "book":
         parts = _gathered(text.splitlines(), 1200)
-    else:
+    else:  # blank lines part dialogues and threads
         parts = re.split(r"\n\s*\n", text)
     for part in parts:
         if len(part.strip()) >= 3:
@@ -170,6 +201,18 @@ def informal(text: str, rng: random.Random) -> str:
     return re.sub(r"[A-Za-z]+", shorten, text)
 
 
+def typed(text: str, share: float, rng: random.Random) -> str:
+    """`text`, loosened with probability `share`."""
+    return informal(text, rng) if rng.random() < share else text
+
+
+def renumbered(text: str, rng: random.Random) -> str:
+    """`text` with other digits, half of the time: which numbers they are tells nothing."""
+    if rng.random() < 0.5:
+        return text
+    return re.sub(r"\d", lambda _: str(rng.randrange(10)), text)
+
+
 # --- the step ------------------------------------------------------------------------------------
 
 
@@ -179,16 +222,19 @@ def is_held_out(document: str) -> bool:
     return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
 
 
-def write_corpus(texts: Path, messages: list[str], out: Path, seed: int = 0) -> dict:
-    """Filter every source of `texts` into `out`; returns and writes the counts of each.
+def write_corpus(
+    texts: Path, messages: list[str], out: Path, seed: int = 0, own: Path = OWN
+) -> dict:
+    """Filter every source, of `texts` or of `own`, into `out`; returns and writes their counts.
 
-    Documents are shuffled within their source and separated by NUL. `messages` are kept out.
-    Raises FileNotFoundError naming a source that is missing.
+    Documents are shuffled within their source and separated by NUL. `messages` are kept out: a
+    document that holds one is dropped, of a thread only the line. Raises FileNotFoundError naming
+    a source that is missing.
     """
     out.mkdir(parents=True, exist_ok=True)
     kept_out, report = KeptOut(messages), {}
     for source in SOURCES:
-        path = texts / f"{source.file}.txt.xz"
+        path = (own if source.documents == "thread" else texts) / f"{source.file}.txt.xz"
         if not path.is_file():
             raise FileNotFoundError(f"texts: {path} is missing")
         rng = random.Random(f"{seed} {source.file}")
@@ -198,24 +244,38 @@ def write_corpus(texts: Path, messages: list[str], out: Path, seed: int = 0) -> 
         parts: dict[str, list[str]] = {"train": [], "held_out": []}
         dropped = 0
         for document in tqdm(found, desc=source.file, unit="doc", mininterval=1):
-            if kept_out.holds(document):
-                dropped += 1
-            elif is_held_out(document):
-                parts["held_out"].append(document)
-            else:
-                typed = rng.random() < source.informal
-                parts["train"].append(informal(document, rng) if typed else document)
-        for part, kept in parts.items():
-            (out / f"{source.file}.{part}.txt").write_text("\0".join(kept), encoding="utf-8")
+            kept = document
+            if source.documents == "thread":
+                kept = kept_out.without(document)
+                dropped += len(document.splitlines()) - len(kept.splitlines())
+            elif kept_out.holds(document):
+                kept, dropped = "", dropped + 1
+            if kept:
+                parts["held_out" if is_held_out(document) else "train"].append(kept)
+        written = _written(parts["train"], source, rng)
+        for part, kept_documents in {**parts, "train": written}.items():
+            text = "\0".join(kept_documents)
+            (out / f"{source.file}.{part}.txt").write_text(text, encoding="utf-8")
         report[source.file] = {
             "documents": len(found),
             "dropped": dropped,
             "characters": sum(map(len, parts["train"])),
-            "share": source.share,
             "licence": source.licence,
         }
     (out / "corpus.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
+
+
+def _written(kept: list[str], source: Source, rng: random.Random) -> list[str]:
+    """The documents as they are trained on: each copy in its own order and typed on its own."""
+    if source.copies == 1:
+        return [typed(document, source.informal, rng) for document in kept]
+    written = list(kept)
+    for _ in range(source.copies - 1):
+        copy = [typed(renumbered(each, rng), source.informal, rng) for each in kept]
+        rng.shuffle(copy)
+        written += copy
+    return written
 
 
 def read_documents(folder: Path, source: Source, part: str) -> list[str]:

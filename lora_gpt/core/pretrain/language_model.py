@@ -2,7 +2,8 @@
 
 Every step is a function of (seed, step) alone, so a run that was stopped and resumed sees what one
 that was never stopped would have seen. The learning rate warms up, stays, and falls to 0 over the
-last fifth, so that a longer training can branch off before the fall.
+end of a stage, so that a longer training can branch off before the fall. A stage starts from the
+weights of the one before and keeps a checkpoint of its own.
 """
 
 import json
@@ -20,7 +21,7 @@ from torch import Tensor
 from lora_gpt.config import MODELS, GPTConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.model import GPTModel, Packing, initialise
-from lora_gpt.core.pretrain.corpus import SOURCES, read_documents
+from lora_gpt.core.pretrain.corpus import SOURCES, STAGES, read_documents
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Recipe:
     """Everything the weights depend on, beside the text."""
 
     tokens: int
+    stage: str = "prose"
     rows: int = 24
     width: int = 256
     learning_rate: float = 2e-3
@@ -45,6 +47,18 @@ class Recipe:
         rising = min(1.0, (step + 1) / self.warmup_steps)
         falling = min(1.0, (self.steps - step) / max(1.0, self.steps * self.fall))
         return self.learning_rate * rising * falling
+
+
+RECIPES: dict[str, dict[str, float]] = {
+    "prose": {},
+    "messages": {"learning_rate": 1.5e-3, "warmup_steps": 100, "fall": 0.7, "seed": 1},
+}
+"""What each stage sets in its recipe."""
+
+
+def recipe_of(stage: str, tokens: int) -> Recipe:
+    """The recipe that the bundled model was made by."""
+    return Recipe(tokens, stage, **RECIPES[stage])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,9 @@ class Mixture:
     """Rows of tokens drawn from the sources by their shares; the same step draws the same rows."""
 
     def __init__(self, streams: dict[str, Tensor], recipe: Recipe):
-        self.streams = [streams[source.file] for source in SOURCES]
-        self.shares = torch.tensor([source.share for source in SOURCES])
+        shares = STAGES[recipe.stage]
+        self.streams = [streams[name] for name in shares]
+        self.shares = torch.tensor([*shares.values()])
         self.recipe = recipe
 
     def rows(self, step: int) -> Tensor:
@@ -91,31 +106,43 @@ class Mixture:
         return torch.stack(rows).long()
 
 
-def language_loss(model: GPTModel, rows: Tensor) -> Tensor:
-    """Mean cross-entropy of every next token of `rows` (B, T+1)."""
+def language_loss(model: GPTModel, rows: Tensor, packing: Packing | None = None) -> Tensor:
+    """Mean cross-entropy of every next token of `rows` (B, T+1); `packing` is that of (B, T)."""
     tokens, following = rows[:, :-1], rows[:, 1:]
-    packing = Packing([tokens.shape[1]] * len(tokens))
+    packing = packing or Packing([tokens.shape[1]] * len(tokens))
     logits = F.linear(model.hidden_states(tokens.flatten(), packing), model.tok_emb.weight)
     return F.cross_entropy(logits.float(), following.flatten())
 
 
-def held_out_loss(model: GPTModel, streams: dict[str, Tensor], width: int) -> float:
-    """Mean loss over the held-out text: each source by its share, at most 16 rows of it."""
-    total = 0.0
+def held_out_losses(model: GPTModel, streams: dict[str, Tensor], width: int) -> dict[str, float]:
+    """Mean loss over the held-out text of each source, at most 16 rows of it."""
+    found = {}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for source in SOURCES:
-            stream = streams[source.file]
+        for name, stream in streams.items():
             span = min(width + 1, len(stream))
             count = min(16, len(stream) // span)
             rows = torch.stack([stream[i * span : (i + 1) * span] for i in range(count)]).long()
-            total += source.share * language_loss(model, rows).item()
-    return total
+            found[name] = language_loss(model, rows).item()
+    return found
 
 
-def pretrain(work: Path, recipe: Recipe, cfg: GPTConfig | None = None) -> Iterator[PretrainStep]:
+def held_out_loss(
+    model: GPTModel, streams: dict[str, Tensor], width: int, stage: str = "prose"
+) -> float:
+    """Mean loss over the held-out text: each source by its share of the stage."""
+    shares = STAGES[stage]
+    losses = held_out_losses(model, {name: streams[name] for name in shares}, width)
+    return sum(share * losses[name] for name, share in shares.items())
+
+
+def pretrain(
+    work: Path, recipe: Recipe, cfg: GPTConfig | None = None, compiled: bool = False
+) -> Iterator[PretrainStep]:
     """Train in `work`, which holds the encoded sources; goes on from a checkpoint that lies there.
 
-    Yields every step; writes a checkpoint every 200 steps and at the end.
+    Yields every step; writes a checkpoint every 200 steps and at the end. `compiled` lets
+    torch.compile fuse what it can: the same mathematics, faster, where there is a C++ compiler.
+    Raises ValueError for a checkpoint of another recipe, or where the stage before is missing.
     """
     cfg = cfg or MODELS["mini"].config
     mixture = Mixture(load_file(work / "tokens.train.safetensors"), recipe)
@@ -124,11 +151,18 @@ def pretrain(work: Path, recipe: Recipe, cfg: GPTConfig | None = None) -> Iterat
     model.out_head.weight = model.tok_emb.weight  # tied: half the parameters of a small model
     optimizer = _optimizer(model, recipe)
     start, log = _restore(work, model, optimizer, recipe)
+    packing = Packing([recipe.width] * recipe.rows)
+
+    def objective(rows: Tensor) -> Tensor:
+        return language_loss(model, rows, packing)
+
+    if compiled:
+        objective = torch.compile(objective)
     for step in range(start, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = language_loss(model, mixture.rows(step))
+            loss = objective(mixture.rows(step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
@@ -137,7 +171,7 @@ def pretrain(work: Path, recipe: Recipe, cfg: GPTConfig | None = None) -> Iterat
         if not math.isfinite(value):
             raise ArithmeticError(f"the loss is {value} at step {step}: lower the learning rate")
         if step % 200 == 0 or last:
-            outside = held_out_loss(model, held_out, recipe.width)
+            outside = held_out_loss(model, held_out, recipe.width, recipe.stage)
             log.append({"step": step, "loss": value, "held_out": outside})
             _keep(work, model, optimizer, recipe, step + 1, log)
         yield PretrainStep(step, recipe.steps, value, outside)
@@ -170,12 +204,25 @@ def _keep(
     about = json.dumps({"step": step, "recipe": asdict(recipe), "log": log})
     fresh = work / "checkpoint.new"
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, fresh, {"about": about})
-    fresh.replace(work / "checkpoint.safetensors")
+    fresh.replace(checkpoint_of(work, recipe.stage))
 
 
-def read_checkpoint(work: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and facts (step, recipe, log) of the checkpoint in `work`."""
-    path = work / "checkpoint.safetensors"
+def checkpoint_of(work: Path, stage: str) -> Path:
+    return work / f"checkpoint.{stage}.safetensors"
+
+
+def stages_in(work: Path) -> list[str]:
+    """The stages that have a checkpoint in `work`, in their order."""
+    return [stage for stage in STAGES if checkpoint_of(work, stage).is_file()]
+
+
+def read_checkpoint(work: Path, stage: str | None = None) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and facts (step, recipe, log) of a stage in `work`, of the last one if none is named.
+
+    Raises FileNotFoundError where there is none.
+    """
+    stage = stage or next(reversed(stages_in(work)), next(iter(STAGES)))
+    path = checkpoint_of(work, stage)
     with safe_open(path, "pt") as file:
         about = json.loads((file.metadata() or {})["about"])
     return load_file(path), about
@@ -184,16 +231,14 @@ def read_checkpoint(work: Path) -> tuple[dict[str, Tensor], dict]:
 def _restore(
     work: Path, model: GPTModel, optimizer: torch.optim.AdamW, recipe: Recipe
 ) -> tuple[int, list[dict]]:
-    if not (work / "checkpoint.safetensors").is_file():
+    if recipe.stage not in stages_in(work):
+        _start_from_the_stage_before(work, model, recipe.stage)
         return 0, []
-    tensors, about = read_checkpoint(work)
+    tensors, about = read_checkpoint(work, recipe.stage)
     kept = dict(about["recipe"])
     if kept | {"tokens": recipe.tokens} != asdict(recipe):
         raise ValueError(f"work: {work} holds a checkpoint of another recipe, {kept}")
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[f"model.{name}"])
+    _fill(model, tensors)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("adam."):
@@ -201,3 +246,19 @@ def _restore(
             state.setdefault(int(place), {})[slot] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return about["step"], about["log"]
+
+
+def _start_from_the_stage_before(work: Path, model: GPTModel, stage: str) -> None:
+    """Fill `model` from the finished stage before; the first stage keeps its random start."""
+    place = list(STAGES).index(stage)
+    if place:
+        before = list(STAGES)[place - 1]
+        if before not in stages_in(work):
+            raise ValueError(f"work: {work} must hold the stage {before} before {stage}")
+        _fill(model, read_checkpoint(work, before)[0])
+
+
+def _fill(model: GPTModel, tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])

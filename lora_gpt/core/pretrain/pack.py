@@ -5,31 +5,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lora_gpt.config import MODELS
 from lora_gpt.core import tokenizer
 from lora_gpt.core.model import GPTModel, Packing
-from lora_gpt.core.pretrain.language_model import read_checkpoint
+from lora_gpt.core.pretrain.corpus import STAGES
+from lora_gpt.core.pretrain.language_model import held_out_losses, read_checkpoint, stages_in
 from lora_gpt.core.weights import BUNDLED, save_base
 
 PROMPTS = ("Hi, are you", "Your parcel", "Congratulations! You", "I would like to", "Subject: ")
-COMMANDS = """python -m lora_gpt pretrain filter --work WORK --texts TEXTS
+BEFORE = """python -m lora_gpt pretrain filter --work WORK --texts TEXTS
 python -m lora_gpt pretrain vocabulary --work WORK
-python -m lora_gpt pretrain encode --work WORK
-python -m lora_gpt pretrain train --work WORK --tokens {tokens}
-python -m lora_gpt pretrain pack --work WORK
+python -m lora_gpt pretrain encode --work WORK"""
+TRAIN = "python -m lora_gpt pretrain train --work WORK --stage {stage} --tokens {tokens}"
+AFTER = """python -m lora_gpt pretrain pack --work WORK
 python -m lora_gpt pretrain samples --work WORK"""
 
 
 def pack(work: Path, out: Path = BUNDLED) -> dict[str, Any]:
     """Write the checkpoint of `work` as the bundled model, with its card; returns the facts."""
-    tensors, about = read_checkpoint(work)
+    tensors, _ = read_checkpoint(work)
     model = trained(tensors)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_base(model, out)
     corpus = json.loads((work / "corpus.json").read_text(encoding="utf-8"))
-    facts = about | {"corpus": corpus, "parameters": sum(p.numel() for p in model.parameters())}
+    stages = {stage: read_checkpoint(work, stage)[1] for stage in stages_in(work)}
+    for stage, about in stages.items():
+        about["shares"] = STAGES[stage]
+    facts: dict[str, Any] = {"stages": stages, "corpus": corpus}
+    facts["held_out"] = held_out_losses(
+        model, load_file(work / "tokens.held_out.safetensors"), stages[stage]["recipe"]["width"]
+    )
+    facts["parameters"] = sum(p.numel() for p in model.parameters())
     facts["bytes"] = out.stat().st_size
     facts["samples"] = {prompt: continued(model, prompt) for prompt in PROMPTS}
     (out.parent / "training.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -63,20 +72,7 @@ def continued(model: GPTModel, prompt: str, tokens: int = 40, seed: int = 0) -> 
 
 def card(facts: dict[str, Any]) -> str:
     """The model card: what it is, what it was made of, how well it reads."""
-    recipe, cfg = facts["recipe"], MODELS["mini"].config
-    seen = facts["step"] * recipe["rows"] * recipe["width"]
-    sources = [
-        f"| {name} | {about['licence']} | {about['documents']:,} | {about['dropped']:,} |"
-        f" {about['characters']:,} | {100 * about['share']:.0f}% |"
-        for name, about in facts["corpus"].items()
-    ]
-    log = facts["log"]
-    marks = sorted({round(place * (len(log) - 1) / 12) for place in range(13)})
-    curve = [
-        f"| {log[at]['step']:,} | {log[at]['loss']:.3f} | {log[at]['held_out']:.3f} |"
-        for at in marks
-    ]
-    samples = [f"> {json.dumps(text, ensure_ascii=False)}" for text in facts["samples"].values()]
+    cfg = MODELS["mini"].config
     return "\n".join(
         [
             "# mini: the bundled base model",
@@ -88,42 +84,91 @@ def card(facts: dict[str, Any]) -> str:
             "",
             "It was made to be looked into, adapted and compared on a laptop. It is no chat model:"
             " it continues short English text for a few words and knows no facts. It read"
-            " American office mail of 2000, service dialogues, read-aloud sentences and old books,"
-            " and repeats their views. Use it for spam and ham as this app does; nothing else was"
-            " measured.",
+            " American office mail of 2000, service dialogues, read-aloud sentences, old books and"
+            " invented text messages, and repeats their views. Use it for spam and ham as this app"
+            " does; nothing else was measured.",
             "",
             "## Text",
             "",
-            "| source | licence | documents | kept out | characters | share of training |",
-            "| --- | --- | ---: | ---: | ---: | ---: |",
-            *sources,
+            *_text_table(facts),
             "",
-            "Kept out: documents that hold a message of the SMS Spam Collection, exactly or nearly."
-            " A part of the documents was rewritten as people type on phones (case, signs,"
-            " shorthand).",
+            "Kept out: documents that hold a message of the SMS Spam Collection or of the bundled"
+            " messages, exactly or nearly (of a thread only the line). A part of the documents was"
+            " rewritten as people type on phones (case, signs, shorthand).",
+            "",
+            "`threads` is `threads.txt.xz` in this folder: text messages that a language model"
+            " (Claude) wrote for this project, without labels. Messages of one sender stand"
+            " together, as in the inbox of a phone, so that what comes next tells who is"
+            " writing.",
             "",
             "## Training",
             "",
-            f"{facts['step']:,} steps of {recipe['rows']} x {recipe['width']} tokens: {seen:,}"
-            " tokens. AdamW, learning rate"
-            f" {recipe['learning_rate']:g}, falling to 0 over the last"
-            f" {100 * recipe['fall']:.0f}%, bfloat16 autocast on a CPU, seed {recipe['seed']}.",
+            *(_stage_line(about) for about in facts["stages"].values()),
             "",
             "```",
-            COMMANDS.format(tokens=recipe["tokens"]),
+            BEFORE,
+            *(
+                TRAIN.format(stage=stage, tokens=about["recipe"]["tokens"])
+                for stage, about in facts["stages"].items()
+            ),
+            AFTER,
             "```",
             "",
-            "| step | training loss | held-out loss |",
-            "| ---: | ---: | ---: |",
-            *curve,
+            "| stage | step | training loss | held-out loss |",
+            "| --- | ---: | ---: | ---: |",
+            *(
+                f"| {stage} | {entry['step']:,} | {entry['loss']:.3f} | {entry['held_out']:.3f} |"
+                for stage, about in facts["stages"].items()
+                for entry in _marks(about["log"])
+            ),
             "",
-            "Losses are in nats a token.",
+            "Losses are in nats a token; the held-out loss of a stage weighs the sources by their"
+            " shares in it.",
             "",
             "## What it writes",
             "",
             "Continued at temperature 0.8, one try each:",
             "",
-            "\n>\n".join(samples),
+            "\n>\n".join(
+                f"> {json.dumps(text, ensure_ascii=False)}" for text in facts["samples"].values()
+            ),
             "",
         ]
     )
+
+
+def _text_table(facts: dict[str, Any]) -> list[str]:
+    """A line a source: licence, size, what was kept out, its share of each stage, its loss."""
+    stages = facts["stages"]
+    lines = [
+        "| source | licence | documents | kept out | characters |"
+        + "".join(f" share of {stage} |" for stage in stages)
+        + " held-out loss |",
+        "| --- | --- | ---: | ---: | ---: |" + " ---: |" * (len(stages) + 1),
+    ]
+    for name, about in facts["corpus"].items():
+        shares = "".join(
+            f" {100 * stage['shares'].get(name, 0):.0f}% |" for stage in stages.values()
+        )
+        lines.append(
+            f"| {name} | {about['licence']} | {about['documents']:,} | {about['dropped']:,} |"
+            f" {about['characters']:,} |{shares} {facts['held_out'][name]:.3f} |"
+        )
+    return lines
+
+
+def _stage_line(about: dict[str, Any]) -> str:
+    recipe = about["recipe"]
+    seen = about["step"] * recipe["rows"] * recipe["width"]
+    return (
+        f"- {recipe['stage']}: {about['step']:,} steps of {recipe['rows']} x {recipe['width']}"
+        f" tokens: {seen:,} tokens. AdamW, learning rate {recipe['learning_rate']:g}, falling to 0"
+        f" over the last {100 * recipe['fall']:.0f}%, bfloat16 autocast on a CPU, seed"
+        f" {recipe['seed']}."
+    )
+
+
+def _marks(log: list[dict[str, Any]], most: int = 9) -> list[dict[str, Any]]:
+    """About `most` entries of a log, evenly, the first and the last among them."""
+    places = {round(place * (len(log) - 1) / (most - 1)) for place in range(most)}
+    return [log[place] for place in sorted(places)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from lora_gpt.core.pretrain.corpus import SOURCES, read_documents
+from lora_gpt.core.pretrain.corpus import SOURCES, STAGES, read_documents
 from lora_gpt.core.tokenizer import PATTERN
 
 CHARACTERS = 12_000_000
@@ -22,11 +22,12 @@ long and rare in messages."""
 def write_vocabulary(corpus: Path, out: Path, size: int, seed: int = 0) -> int:
     """Learn `size` - 1 tokens (one is kept for the end of text) and write them; returns how many.
 
-    Each source gives characters by its share of the mixture.
+    Each source gives characters by its share of the first stage, so that a second one can go on.
     """
     rng, texts = random.Random(seed), []
-    for source in SOURCES:
-        wanted = int(CHARACTERS * source.share * SHORT_TEXT.get(source.file, 1.0))
+    for source in (each for each in SOURCES if each.file in STAGES["prose"]):
+        share = STAGES["prose"][source.file]
+        wanted = int(CHARACTERS * share * SHORT_TEXT.get(source.file, 1.0))
         documents = read_documents(corpus, source, "train")
         rng.shuffle(documents)
         for document in documents:

@@ -2,13 +2,18 @@
 
 import json
 import lzma
+import os
 import random
+import re
 
 import pytest
 
+from lora_gpt.config import DataConfig
+from lora_gpt.core.data import read_messages
 from lora_gpt.core.pretrain import corpus
 from lora_gpt.core.pretrain.corpus import (
     LONGEST,
+    OWN,
     SHORTHAND,
     SOURCES,
     KeptOut,
@@ -16,11 +21,16 @@ from lora_gpt.core.pretrain.corpus import (
     informal,
     is_held_out,
     read_documents,
+    renumbered,
     tidy_mail,
     words_of,
     write_corpus,
 )
 
+SMS = (
+    pytest.mark.data,
+    pytest.mark.skipif("LORA_GPT_DATA" not in os.environ, reason="LORA_GPT_DATA is not set"),
+)
 LONG = "URGENT! You have won a guaranteed 1000 pounds prize, call 09061701461 from your landline"
 SHORT = "Ok lar"
 THREE = "unbelievably convincing advertisement"
@@ -130,6 +140,7 @@ PIECES = {
     "blank-line": "\n\n",
     "subject": "\n\nSubject: ",
     "book": "\n",
+    "thread": "\n\n",
 }
 
 
@@ -154,7 +165,7 @@ def _quiet(monkeypatch):
 def test_a_planted_message_is_kept_out_and_counted(tmp_path):
     """In no part of any source stands what was planted, whatever its case."""
     write_sources(tmp_path / "texts", LONG.upper())
-    report = write_corpus(tmp_path / "texts", [LONG], tmp_path / "out")
+    report = write_corpus(tmp_path / "texts", [LONG], tmp_path / "out", own=tmp_path / "texts")
     assert report == json.loads((tmp_path / "out" / "corpus.json").read_text("utf-8"))
     assert [*report] == [source.file for source in SOURCES]
     for source in SOURCES:
@@ -165,17 +176,21 @@ def test_a_planted_message_is_kept_out_and_counted(tmp_path):
             if document
         ]
         about = report[source.file]
-        assert about["dropped"] == 1 and len(kept) == about["documents"] - 1 > 50
-        assert not any("landline" in document.lower() for document in kept)
         train = read_documents(tmp_path / "out", source, "train")
-        assert about["characters"] == sum(map(len, train))
+        copied = len(train) // source.copies * (source.copies - 1)
+        assert about["dropped"] == 1
+        assert len(kept) - copied == about["documents"] - 1 > 50
+        assert not any("landline" in document.lower() for document in kept)
+        # Counted before they are typed anew, which adds and drops a few signs.
+        written = sum(map(len, train)) / source.copies
+        assert about["characters"] == pytest.approx(written, rel=0.05)
 
 
 def test_the_same_seed_writes_the_same_files(tmp_path):
     """Order and typing come from the seed; another seed shuffles otherwise."""
     write_sources(tmp_path / "texts", "")
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
-        write_corpus(tmp_path / "texts", [LONG], tmp_path / name, seed)
+        write_corpus(tmp_path / "texts", [LONG], tmp_path / name, seed, tmp_path / "texts")
     written = {
         name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ("one", "two", "other")
@@ -189,7 +204,7 @@ def test_held_out_documents_are_not_trained_on(tmp_path, monkeypatch):
     write_sources(tmp_path / "texts", "")
     held = []
     for seed in (0, 1):
-        write_corpus(tmp_path / "texts", [], tmp_path / str(seed), seed)
+        write_corpus(tmp_path / "texts", [], tmp_path / str(seed), seed, tmp_path / "texts")
         held.append(
             {
                 document
@@ -204,3 +219,33 @@ def test_held_out_documents_are_not_trained_on(tmp_path, monkeypatch):
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"texts: .*enron_spam_mail\.txt\.xz is missing"):
         write_corpus(tmp_path, [], tmp_path / "out")
+
+
+def test_of_a_thread_only_the_line_is_kept_out():
+    """The other messages of that sender stay."""
+    thread = f"Hello from the shop\n{LONG}\nok, LAR!\nWe close at six"
+    assert KEPT_OUT.without(thread) == "Hello from the shop\nWe close at six"
+    assert KEPT_OUT.without(LONG) == ""
+
+
+def test_copies_differ_in_digits_and_typing_but_not_in_length_of_numbers():
+    """A number keeps its shape, so that a shortcode stays a shortcode."""
+    text = "Call 0909 879 0123, £1.50 a minute"
+    found = {renumbered(text, random.Random(seed)) for seed in range(40)}
+    assert text in found and len(found) > 10
+    assert {re.sub(r"\d", "0", each) for each in found} == {re.sub(r"\d", "0", text)}
+
+
+@pytest.mark.parametrize("data", ["bundled", pytest.param("sms-spam", marks=SMS)])
+def test_our_own_threads_hold_no_message_of_the_data_sets(data):
+    """What the filter lets through of the bundled threads: not one line is a message, exactly or
+    nearly, and most of the text is left."""
+    kept_out = KeptOut([each.text for each in read_messages(DataConfig(data=data))])
+    own = next(source for source in SOURCES if source.documents == "thread")
+    with lzma.open(OWN / f"{own.file}.txt.xz", "rt", encoding="utf-8") as file:
+        threads = list(documents(own, file.read()))
+    kept = [kept_out.without(thread) for thread in threads]
+    lines = [line for thread in kept for line in thread.splitlines()]
+    assert not any(kept_out.holds(line) for line in lines)
+    whole = sum(len(thread.splitlines()) for thread in threads)
+    assert 0.99 * whole < len(lines) <= whole

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from lora_gpt.config import GPTConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.model import GPTModel, initialise
-from lora_gpt.core.pretrain.corpus import SOURCES, read_documents
+from lora_gpt.core.pretrain.corpus import SOURCES, STAGES, read_documents
 from lora_gpt.core.pretrain.language_model import (
+    RECIPES,
     Mixture,
     Recipe,
     encode_sources,
@@ -18,6 +19,8 @@ from lora_gpt.core.pretrain.language_model import (
     language_loss,
     pretrain,
     read_checkpoint,
+    recipe_of,
+    stages_in,
 )
 
 CFG = GPTConfig(97, 32, 24, 3, 2)
@@ -135,19 +138,42 @@ def test_the_rate_rises_stays_and_falls():
     assert rates[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
 
 
-def test_the_mixture_draws_by_share_and_step():
-    """The same step draws the same rows; sources come as often as their shares say."""
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_mixture_draws_by_share_and_step(stage):
+    """The same step draws the same rows; sources come as often as the stage says."""
     marked = {
         source.file: torch.full((50,), place, dtype=torch.int16)
         for place, source in enumerate(SOURCES)
     }
-    mixture = Mixture(marked, Recipe(tokens=1, rows=4000, width=8))
+    mixture = Mixture(marked, Recipe(tokens=1, stage=stage, rows=4000, width=8))
     rows = mixture.rows(3)
     assert rows.shape == (4000, 9) and torch.equal(rows, mixture.rows(3))
     assert not torch.equal(rows, mixture.rows(4))
     for place, source in enumerate(SOURCES):
         found = (rows[:, 0] == place).float().mean().item()
-        assert found == pytest.approx(source.share, abs=0.03)
+        assert found == pytest.approx(STAGES[stage].get(source.file, 0.0), abs=0.03)
+
+
+def test_a_stage_goes_on_from_the_weights_of_the_one_before(work):
+    """With a rate of 0 nothing moves; without the stage before there is nothing to go on from."""
+    still = Recipe(tokens=64, stage="messages", rows=4, width=16, learning_rate=0.0)
+    folder = work()
+    with pytest.raises(ValueError, match="must hold the stage prose before messages"):
+        next(pretrain(folder, still, CFG))
+    list(pretrain(folder, RECIPE, CFG))
+    before = weights(folder)
+    list(pretrain(folder, still, CFG))
+    tensors, about = read_checkpoint(folder)
+    assert about["recipe"]["stage"] == "messages" and stages_in(folder) == [*STAGES]
+    assert all(torch.equal(before[name], tensors[name]) for name in before)
+
+
+def test_every_stage_has_a_recipe_and_shares_that_make_a_whole():
+    assert RECIPES.keys() == STAGES.keys()
+    for stage, shares in STAGES.items():
+        assert recipe_of(stage, 10**6).stage == stage
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares.keys() <= {source.file for source in SOURCES}
 
 
 def test_the_loss_is_that_of_the_next_token():

@@ -38,12 +38,13 @@ def packed(tmp_path_factory):
             for source in SOURCES
         }
         save_file(streams, work / f"tokens.{part}.safetensors")
-    about = {"documents": 1200, "dropped": 7, "characters": 5_000_000, "share": 0.2}
+    about = {"documents": 1200, "dropped": 7, "characters": 5_000_000}
     corpus = {source.file: about | {"licence": source.licence} for source in SOURCES}
     (work / "corpus.json").write_text(json.dumps(corpus), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "mini", ModelSpec("mini (bundled)", SMALL, encoding="mini"))
         list(pretrain(work, Recipe(tokens=3 * 32, rows=2, width=16)))
+        list(pretrain(work, Recipe(tokens=2 * 32, stage="messages", rows=2, width=16)))
         yield work, out, pack(work, out)
 
 
@@ -64,7 +65,8 @@ def test_the_facts_stand_beside_it(packed):
     """Recipe, losses, corpus, size and samples, as numbers for whoever wants to draw them."""
     _, out, facts = packed
     assert json.loads((out.parent / "training.json").read_text("utf-8")) == facts
-    assert facts["step"] == 3 and facts["recipe"]["rows"] == 2
+    assert [about["step"] for about in facts["stages"].values()] == [3, 2]
+    assert facts["stages"]["messages"]["recipe"]["rows"] == 2
     assert facts["bytes"] == out.stat().st_size
     # The head is counted as the app builds it, though it shares its numbers on disk.
     assert facts["parameters"] == sum(
@@ -78,9 +80,14 @@ def test_the_card_tells_what_it_was_made_of(packed):
     _, out, facts = packed
     card = (out.parent / "README.md").read_text("utf-8")
     for source in SOURCES:
-        assert f"| {source.file} | {source.licence} | 1,200 | 7 | 5,000,000 | 20% |" in card
-    for entry in facts["log"]:
-        assert f"| {entry['step']:,} | {entry['loss']:.3f} | {entry['held_out']:.3f} |" in card
+        shares = [about["shares"].get(source.file, 0) for about in facts["stages"].values()]
+        told = " | ".join(f"{100 * share:.0f}%" for share in shares)
+        start = f"| {source.file} | {source.licence} | 1,200 | 7 | 5,000,000 | {told} |"
+        assert f"{start} {facts['held_out'][source.file]:.3f} |" in card
+    for stage, about in facts["stages"].items():
+        for entry in about["log"]:
+            losses = f"{entry['loss']:.3f} | {entry['held_out']:.3f} |"
+            assert f"| {stage} | {entry['step']:,} | {losses}" in card
     assert f"{SMALL.n_layers} blocks, {SMALL.emb_dim} features" in card
     assert f"{facts['bytes']:,} bytes" in card
 
@@ -91,9 +98,9 @@ def test_the_commands_of_the_card_are_commands(packed):
     lines = re.findall(r"^python -m lora_gpt (.+)$", card, re.M)
     found = [build_parser().parse_args(line.split()) for line in lines]
     assert [each.step for each in found] == [
-        "filter", "vocabulary", "encode", "train", "pack", "samples",
+        "filter", "vocabulary", "encode", "train", "train", "pack", "samples",
     ]  # fmt: skip
-    assert found[3].tokens == 96
+    assert [(each.stage, each.tokens) for each in found[3:5]] == [("prose", 96), ("messages", 64)]
 
 
 def test_the_same_seed_writes_the_same_words(packed):
