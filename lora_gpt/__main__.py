@@ -21,6 +21,7 @@ from lora_gpt.config import (
     Knob,
     LoRAConfig,
     RunConfig,
+    compared,
     knobs,
     preset,
 )
@@ -204,7 +205,17 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
         run, events = service.resume_here(_run_name(service, arguments.resume))
     else:
         config = preset(arguments.preset).changed(**given(arguments))
-        run, events = service.run_here(config)
+        first, *others = compared(arguments.preset, config)
+        found = _trained(service, *service.run_here(first))
+        for other in others:
+            beside = _trained(service, *service.run_here(other))
+            found["beside"] = {"run": beside["run"], "test_accuracy": beside["test_accuracy"]}
+        return found
+    return _trained(service, run, events)
+
+
+def _trained(service: Service, run: str, events: Iterator[Event]) -> dict[str, Any]:
+    """Watch a training to its end; returns what it reached."""
     print(f"Run {run} in {service.store.root / run}")
     started, finished = _watch(events)
     test = finished.test

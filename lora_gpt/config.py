@@ -397,6 +397,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seed": 123,
     },
     "quick": {"epochs": 1, "max_steps": 60},
+    "pretraining": {},
     "random": {"init": "random"},
 }
 """Named starting points: what each changes in the default run."""
@@ -406,8 +407,12 @@ PRESET_LABELS = {
     "lab": "Lab protocol, seed 42: one epoch, 1,195 to train and 299 to test on the SMS data",
     "lab-2": "Lab protocol, seed 123: two epochs",
     "quick": "Quick look: 60 steps",
-    "random": "What pretraining is worth: the default on weights that never saw a text",
+    "pretraining": "What pretraining is worth: two runs in one chart, pretrained and random start",
+    "random": "Random start: the default on weights that never saw a text",
 }
+
+BESIDE: dict[str, dict[str, Any]] = {"pretraining": {"init": "random"}}
+"""Presets that start a second run after the first, to compare: what it changes in the first."""
 
 
 def preset(name: str) -> RunConfig:
@@ -415,3 +420,15 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise BadValue("preset", f"must be one of {', '.join(PRESETS)}", name)
     return RunConfig().changed(**PRESETS[name])
+
+
+def compared(name: str, config: RunConfig) -> list[RunConfig]:
+    """The runs that starting `config` from the preset `name` means: itself, and what it is
+    compared with, unless that is the same."""
+    second = config.changed(**BESIDE.get(name, {}))
+    return [config] if second == config else [config, second]
+
+
+def twin_of(config: RunConfig) -> RunConfig:
+    """The run that differs from `config` in its starting weights alone."""
+    return config.changed(init="random" if config.init == "pretrained" else "pretrained")

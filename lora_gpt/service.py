@@ -19,7 +19,7 @@ import platformdirs
 
 from lora_gpt.cache import Cache
 from lora_gpt.classifiers import Classifiers
-from lora_gpt.config import MODELS, BadValue, LoRAConfig, RunConfig
+from lora_gpt.config import MODELS, BadValue, LoRAConfig, RunConfig, twin_of
 from lora_gpt.core import cost, insight, structure, tokenizer
 from lora_gpt.core.classify import Verdict, spam_probabilities
 from lora_gpt.core.data import Message, read_messages, read_texts
@@ -241,6 +241,15 @@ class Service:
     def owns(self, run_id: str, owner: str) -> bool:
         """Whether `owner` started the run, and so may stop, resume and delete it."""
         return bool(owner) and self.find(run_id).owned_by(owner)
+
+    def twin(self, run_id: str, owner: str) -> str | None:
+        """The id of a run that differs from `run_id` in its starting weights alone: the newest of
+        `owner`, else a bundled one."""
+        run = self.find(run_id)
+        wanted, messages = twin_of(run.config), run.uploaded()
+        own = self.store.runs(owner) if owner else []
+        others = [*own, *self.samples.runs()]
+        return next((each.id for each in others if each.repeats(wanted, messages)), None)
 
     def run_here(self, config: RunConfig) -> tuple[str, Iterator[Event]]:
         """Make a run folder and train in this process: its id, and the events as they come."""

@@ -85,10 +85,13 @@ class Run:
 
     def repeats(self, config: RunConfig, messages: bytes | None) -> bool:
         """Whether `config`, with `messages` as the content of its file, is this run again."""
+        same = config if messages is None else config.changed(data=self.config.data.data)
+        return self.config == same and self.uploaded() == messages
+
+    def uploaded(self) -> bytes | None:
+        """The content of the uploaded file; None for a data set known by name."""
         data = self.config.data.data
-        kept = _contents(self.path / data) if data in UPLOADS else None
-        same = config if messages is None else config.changed(data=data)
-        return kept == messages and self.config == same
+        return _contents(self.path / data) if data in UPLOADS else None
 
     # --- events ----------------------------------------------------------------------------------
 

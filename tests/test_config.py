@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lora_gpt.config import (
+    BESIDE,
     DATA_SOURCES,
     GROUPS,
     LEARNING_RATES,
@@ -19,9 +20,11 @@ from lora_gpt.config import (
     RunConfig,
     TrainingConfig,
     all_knobs,
+    compared,
     group_of,
     knobs,
     preset,
+    twin_of,
 )
 
 OTHER = {
@@ -325,3 +328,14 @@ def test_the_lab_presets_are_the_labs_protocol(name, epochs, seed):
 def test_an_unknown_preset_is_refused():
     with pytest.raises(BadValue, match=r"preset: must be one of default, lab, lab-2, .*; got 'x'"):
         preset("x")
+
+
+def test_the_preset_of_pretraining_means_two_runs():
+    """They differ in the starting weights alone; any other preset, and the same run, is one."""
+    config = preset("pretraining").changed(epochs=1)
+    first, second = compared("pretraining", config)
+    assert first == config and second == config.changed(init="random") == twin_of(config)
+    assert twin_of(second) == config
+    assert compared("default", config) == [config]
+    assert compared("pretraining", second) == [second]
+    assert BESIDE.keys() <= PRESETS.keys()

@@ -130,3 +130,18 @@ def test_update_sizes_of_many_blocks_names_only_some():
     """Forty-eight blocks are named every fourth, so that the names do not touch."""
     figure = plots.update_sizes([(f"{block}.a", 0.1, (1.0,)) for block in range(48)])
     assert figure["layout"]["xaxis"]["ticktext"] == [str(block) for block in range(0, 48, 4)]
+
+
+@pytest.mark.parametrize("chart", ["loss", "accuracy"])
+def test_another_run_is_drawn_dotted_and_named(chart):
+    """In grey, so that it is not taken for the run that is watched, and within the frame."""
+    curve, other = ((0, 1, 2), (0.9, 0.5, 0.4)), ((0, 2), (1.2, 1.1))
+    if chart == "loss":
+        figure = plots.loss_curve(curve, ((), ()), ((), ()), 3, (), ("random start", other))
+        assert figure["layout"]["yaxis"]["range"][1] > 1.2
+    else:
+        figure = plots.accuracy_curve(curve, ((), ()), 3, (), None, ("random start", other))
+    drawn = figure["data"][-1]
+    assert drawn["line"] == {"color": style.SOFT, "width": 2, "dash": "2px,3px"}
+    assert any("random start 1.1" in note["text"] for note in figure["layout"]["annotations"])
+    assert "random start 1.1" in figure["description"]

@@ -238,6 +238,26 @@ def test_a_double_click_starts_one_run(queue, tiny):
         queue.stop(run.id, "bob" if run.id == other else "ada")
 
 
+def test_the_twin_differs_in_its_starting_weights_alone(service, tiny, few):
+    """The newest of one's own; not another's, not one of other messages or of another rank."""
+
+    def run(config, owner, messages=None):
+        return service.store.create(config, owner, messages, "own.tsv").id
+
+    pretrained, own = tiny.changed(init="pretrained"), few.read_bytes()
+    mine = run(tiny, "ada")
+    run(pretrained, "bob")
+    run(pretrained.changed(rank=3), "ada")
+    assert service.twin(mine, "ada") is None and service.twin(mine, "") is None
+    twin = run(pretrained, "ada")
+    assert service.twin(mine, "ada") == twin and service.twin(twin, "ada") == mine
+    uploaded = run(tiny, "ada", own)
+    run(pretrained, "ada", own.replace(b"Ann", b"Eve"))
+    assert service.twin(uploaded, "ada") is None
+    same = run(pretrained, "ada", own)
+    assert service.twin(uploaded, "ada") == same
+
+
 def test_a_full_queue_leaves_no_run(queue, tiny):
     """The refusal says what to do, and nothing that nobody asked for stays."""
     slow = tiny.changed(weights="slow", max_steps=500)

@@ -7,9 +7,10 @@ legend box, lines labelled at their ends, training solid and validation dashed.
 from lora_gpt.plots.classification import strength_curve, update_sizes
 from lora_gpt.plots.comparison import RunPoint, fraction_curves, measured_runs
 from lora_gpt.plots.style import Figure
-from lora_gpt.plots.training import accuracy_curve, lengths, loss_curve
+from lora_gpt.plots.training import Curve, accuracy_curve, lengths, loss_curve
 
 __all__ = [
+    "Curve",
     "Figure",
     "RunPoint",
     "accuracy_curve",

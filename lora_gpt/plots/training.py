@@ -29,17 +29,26 @@ LABEL_ROOM = 112
 
 
 def loss_curve(
-    training: Curve, calm: Curve, validation: Curve, steps: int, epochs: Sequence[int] = ()
+    training: Curve,
+    calm: Curve,
+    validation: Curve,
+    steps: int,
+    epochs: Sequence[int] = (),
+    beside: tuple[str, Curve] | None = None,
 ) -> Figure:
     """Loss in nats over the steps of a run: training solid, smoothed as `calm`, validation dashed.
 
-    With a smoothed line the bare one stays behind it, faint, so that no spike is hidden.
+    With a smoothed line the bare one stays behind it, faint, so that no spike is hidden. `beside`
+    is the name and the curve of another run, dotted and grey.
     """
     told = calm if calm[0] else training
     traces: list[dict[str, Any]] = [line(*training, f"{FILL} / 0.35", width=1)] if calm[0] else []
     traces += [line(*told, FILL), line(*validation, HEAD, dash=True)]
     ends = [("training", told, LORA, ".3f"), ("validation", validation, HEAD, ".3f")]
-    highest = max((max(y) for _, y in (training, validation) if y), default=1.0)
+    if beside is not None:
+        traces.append(_other(beside[1]))
+        ends.append((*beside, SOFT, ".3f"))
+    highest = max((max(y) for _, (_, y), _, _ in (*ends, ("", training, "", "")) if y), default=1.0)
     return _run_chart(traces, ends, (0.0, 1.05 * highest or 1.0), steps, epochs) | {
         "description": _described("Loss over steps", ends)
     }
@@ -51,11 +60,16 @@ def accuracy_curve(
     steps: int,
     epochs: Sequence[int] = (),
     test: tuple[float, float, float] | None = None,
+    beside: tuple[str, Curve] | None = None,
 ) -> Figure:
-    """Accuracy in percent over the steps; `test` is the accuracy at the end and its interval."""
+    """Accuracy in percent over the steps; `test` is the accuracy at the end and its interval,
+    `beside` the name and the curve of another run."""
     traces = [line(*training, FILL), line(*validation, HEAD, dash=True)]
     ends = [("training", training, LORA, ".1f"), ("validation", validation, HEAD, ".1f")]
-    seen = [value for _, y in (training, validation) for value in y]
+    if beside is not None:
+        traces.append(_other(beside[1]))
+        ends.append((*beside, SOFT, ".1f"))
+    seen = [value for _, (_, y), _, _ in ends for value in y]
     if test is not None:
         share, low, high = test
         reach = {"type": "data", "array": [high - share], "arrayminus": [share - low]}
@@ -69,6 +83,13 @@ def accuracy_curve(
     return _run_chart(traces, ends, (lowest, 101.0), steps, epochs, "%") | {
         "description": _described("Accuracy in percent over steps", ends)
     }
+
+
+def _other(curve: Curve) -> dict[str, Any]:
+    """Another run's line, which may not be taken for this one's."""
+    drawn = line(*curve, SOFT)
+    drawn["line"]["dash"] = "2px,3px"
+    return drawn
 
 
 def _run_chart(

@@ -54,7 +54,17 @@ def _headline(course: Course, end: Finished) -> str:
         stat("linear baseline", percent(end.baseline["accuracy"]), _interval(end.baseline)),
         trained,
     ]
-    return f'<div class="stats">{"".join(stats)}</div><p class="sub small">{verdict(end)}</p>'
+    words = " ".join([verdict(end), *_beside(course)])
+    return f'<div class="stats">{"".join(stats)}</div><p class="sub small">{words}</p>'
+
+
+def _beside(course: Course) -> list[str]:
+    """What the run with the other starting weights reached, once it is known."""
+    twin = course.twin
+    if twin is None or twin.finished is None or twin.config is None:
+        return []
+    start = "weights that never saw a text" if twin.config.init == "random" else "pretrained ones"
+    return [f"The same training on {start}: {accuracy_words(twin.finished.test)}."]
 
 
 def _interval(measured: Mapping[str, Any]) -> str:

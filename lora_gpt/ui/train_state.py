@@ -54,6 +54,8 @@ class Course:
     has_adapter: bool = False
     saved: int = 0
     """Steps that the last checkpoint stands for."""
+    twin: "Course | None" = None
+    """A run that differs in its starting weights alone, drawn beside this one."""
 
     @property
     def done(self) -> int:
@@ -61,6 +63,12 @@ class Course:
         if self.steps:
             return self.steps[-1].step + 1
         return self.started.first_step if self.started else 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more will be said, of this run and of the one beside it."""
+        ended = self.status == "finished" and self.finished is not None
+        return ended and (self.twin is None or not self.twin.under_way)
 
     @property
     def under_way(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from lora_gpt import plots
-from lora_gpt.config import PRESET_LABELS
+from lora_gpt.config import PRESET_LABELS, compared
 from lora_gpt.service import Service
 from lora_gpt.ui.errors import complaint, guard
 from lora_gpt.ui.session import PRIVATE, TICK, Session
@@ -49,7 +49,7 @@ def build_tab(service: Service, session: Session) -> None:
         with gr.Column(scale=3, min_width=320, elem_classes="stage"):
             stage = build_stage()
     wire_form(service, session, form, stage, start_from)
-    wire_buttons(service, session, form, stage)
+    wire_buttons(service, session, form, stage, start_from)
     wire_watching(service, session, stage)
     wire_files(service, stage)
 
@@ -102,8 +102,7 @@ DATA_KNOBS = (
 def shown(stage: Stage, course: Course, smoothed: bool, before: Course | None) -> dict[Any, Any]:
     """What must be redrawn to show `course` where `before` is on the page; None redraws all."""
     fresh: dict[Any, Any] = {stage.course: course, stage.progress: progress_html(course)}
-    steps_are_new = before is None or (before.steps, before.looks) != (course.steps, course.looks)
-    if steps_are_new or before is None or before.finished != course.finished:
+    if before is None or _drawn(before) != _drawn(course):
         fresh[stage.loss], fresh[stage.accuracy] = figures(course, smoothed)
         fresh[stage.log] = "\n".join(log_lines(course))
         fresh[stage.result] = result_html(course)
@@ -114,6 +113,12 @@ def shown(stage: Stage, course: Course, smoothed: bool, before: Course | None) -
         fresh[stage.files] = gr.Row(visible=course.has_adapter)
         fresh[stage.live] = gr.Column(visible=bool(course.run))
     return fresh
+
+
+def _drawn(course: Course) -> tuple[Any, ...]:
+    """What charts, log and result are made of."""
+    twin = course.twin and (course.twin.steps, course.twin.looks, course.twin.finished)
+    return course.steps, course.looks, course.finished, twin
 
 
 def listed(service: Service, stage: Stage, owner: str, course: Course) -> dict[Any, Any]:
@@ -128,15 +133,23 @@ def anew(service: Service, stage: Stage, run_id: str, owner: str, smoothed: bool
     return shown(stage, course, smoothed, None) | listed(service, stage, owner, course)
 
 
-def wire_buttons(service: Service, session: Session, form: Form, stage: Stage) -> None:
+def wire_buttons(
+    service: Service, session: Session, form: Form, stage: Stage, start_from: gr.Dropdown
+) -> None:
     """Start, stop, resume, and picking a run."""
 
     @guard
-    def start(owner: str, smoothed: bool, *values: Any) -> dict[Any, Any]:
+    def start(owner: str, smoothed: bool, name: str, *values: Any) -> dict[Any, Any]:
         if not owner:
             raise ValueError("The page is still loading; try again in a moment.")
         config, upload = form.read(values)
-        run_id = service.start(config, owner, upload)
+        first, *others = compared(name, config)
+        run_id = service.start(first, owner, upload)
+        for other in others:
+            try:
+                service.start(other, owner, upload)
+            except ValueError as error:  # the first run is under way and is shown
+                gr.Warning(f"Only the first of the two runs was started. {complaint(error)}")
         return anew(service, stage, run_id, owner, smoothed) | {session.run: run_id}
 
     @guard
@@ -155,7 +168,7 @@ def wire_buttons(service: Service, session: Session, form: Form, stage: Stage) -
 
     who, course, smoothed = session.owner, stage.course, stage.smoothed
     out, with_run = stage.watched, [*stage.watched, session.run]
-    started = stage.start.click(start, [who, smoothed, *form.inputs], with_run, **QUIET)
+    started = stage.start.click(start, [who, smoothed, start_from, *form.inputs], with_run, **QUIET)
     stage.stop.click(stop, [who, course], stage.stop, **QUIET)
     stage.resume.click(resume, [who, smoothed, course], out, **QUIET)
     picked = stage.runs.input(pick, [stage.runs, who, smoothed], with_run, **QUIET)
@@ -176,7 +189,7 @@ def wire_watching(service: Service, session: Session, stage: Stage) -> None:
             return anew(service, stage, "", owner, smoothed)
 
     def tick(owner: str, smoothed: bool, before: Course) -> dict[Any, Any]:
-        if not before.run or (before.status == "finished" and before.finished):
+        if not before.run or before.settled:
             return {stage.course: gr.skip()}
         try:
             course = advance(service, before)

@@ -114,6 +114,24 @@ def test_a_run_is_watched_to_its_end(visit, messages):
     expect(page.locator("#train-resume")).to_be_disabled()
 
 
+def test_pretrained_and_random_start_are_drawn_in_one_chart(visit, app, messages):
+    """One preset starts both; the second is drawn beside the first and its accuracy is told."""
+    page = visit("Train")
+    use_own(page, messages)
+    choose(page, "Start from", re.compile("What pretraining is worth"))
+    page.get_by_text("More knobs").click()
+    steps = page.get_by_label("Most steps")
+    steps.fill("6")
+    steps.press("Enter")
+    expect(page.locator("#train-plan")).to_contain_text(re.compile(r"steps\s*6"))
+    before = len(app.service.runs())
+    page.locator("#train-start").click()
+    result = page.locator("#train-result")
+    expect(result).to_contain_text("weights that never saw a text", timeout=2 * PATIENCE)
+    assert len(app.service.runs()) == before + 2
+    expect(page.get_by_role("img", name="random start")).to_have_count(2)
+
+
 def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):
     """The link opens the tab with the whole result, as text, and the files behind it."""
     page = visit("Train", query=f"run={done}")

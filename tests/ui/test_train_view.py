@@ -376,3 +376,32 @@ def test_a_share_below_one_is_never_all():
     assert percent(0.99999) == "over 99.9%"
     assert percent(0.00001, 2) == "under 0.01%"
     assert (percent(1.0), percent(0.0)) == ("100.0%", "0.0%")
+
+
+# --- the run beside it ---------------------------------------------------------------------------
+
+
+def paired(*events):
+    """A finished run, and its twin from random weights that has said `events`."""
+    twin = course(*events, status="running")
+    twin = replace(twin, config=RunConfig().changed(init="random"))
+    return replace(course(started(), step(0), step(1), finished(), status="finished"), twin=twin)
+
+
+def test_the_run_beside_is_drawn_and_told():
+    """Its curve from its first look on, its accuracy from its end on."""
+    end = finished(test=metrics(fp=40, tn=109, interval=(0.8, 0.9)))
+    alone, beside = paired(), paired(started(), Validation(0, 0.9, 0.5), step(0), end)
+    for before, after in zip(figures(alone, False), figures(beside, False), strict=True):
+        assert len(after["data"]) == len(before["data"]) + 1
+        assert "random start" in after["description"]
+    assert "never saw a text" not in result_html(alone)
+    words = "The same training on weights that never saw a text: 85.3%"
+    assert words in text_of(result_html(beside))
+
+
+def test_a_pair_is_settled_when_both_are():
+    assert not paired().settled
+    both = paired(started(), finished())
+    assert replace(both, twin=replace(both.twin, status="finished")).settled
+    assert replace(both, twin=None).settled
