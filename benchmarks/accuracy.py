@@ -13,6 +13,7 @@ import json
 import platform
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +28,44 @@ from lora_gpt.events import Finished
 def measured(config: RunConfig) -> Finished:
     """The end of one run."""
     return next(event for event in train(config) if isinstance(event, Finished))
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What was measured over seeds; accuracies in percent."""
+
+    ours: list[float]
+    baseline: list[float]
+    seconds: list[float]
+    """Of training alone."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.ours)
+
+    @property
+    def deviation(self) -> float:
+        return statistics.stdev(self.ours) if len(self.ours) > 1 else 0.0
+
+
+def over_seeds(config: RunConfig, seeds: range, part: str = "test") -> Seeds:
+    """Train with each seed and say what it reached."""
+    found = Seeds([], [], [])
+    for seed in seeds:
+        end = measured(config.changed(seed=seed))
+        seen = end.test if part == "test" else end.validation
+        if seen is None:
+            raise SystemExit("this preset has no validation part: set validation_fraction")
+        found.ours.append(100 * seen["accuracy"])
+        found.baseline.append(100 * end.baseline["accuracy"])
+        found.seconds.append(end.train_seconds)
+        print(
+            f"seed {seed}: {found.ours[-1]:.2f}%, loss {seen['loss']:.4f}"
+            + (f", baseline {found.baseline[-1]:.2f}%" if part == "test" else "")
+            + f", {end.train_seconds:.1f} s",
+            flush=True,
+        )
+    return found
 
 
 def main() -> None:
@@ -49,24 +88,11 @@ def main() -> None:
     config = preset(options.preset).changed(data=options.data, **changes)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch")
     print(f"{options.preset} {options.data} {changes or ''} on {options.part}")
-    ours, theirs, seconds = [], [], []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        end = measured(config.changed(seed=seed))
-        part = end.test if options.part == "test" else end.validation
-        if part is None:
-            raise SystemExit("this preset has no validation part: set validation_fraction")
-        ours.append(100 * part["accuracy"])
-        theirs.append(100 * end.baseline["accuracy"])
-        seconds.append(end.train_seconds)
-        print(
-            f"seed {seed}: {ours[-1]:.2f}%, loss {part['loss']:.4f}"
-            + (f", baseline {theirs[-1]:.2f}%" if options.part == "test" else "")
-            + f", {seconds[-1]:.1f} s",
-            flush=True,
-        )
-    spread = statistics.stdev(ours) if len(ours) > 1 else 0.0
-    print(f"mean {statistics.mean(ours):.2f}%, standard deviation {spread:.2f}", end="")
-    print(f", baseline {statistics.mean(theirs):.2f}%" if options.part == "test" else "")
+    first = options.first_seed
+    found = over_seeds(config, range(first, first + options.seeds), options.part)
+    on_test = options.part == "test"
+    print(f"mean {found.mean:.2f}%, standard deviation {found.deviation:.2f}", end="")
+    print(f", baseline {statistics.mean(found.baseline):.2f}%" if on_test else "")
     print(
         json.dumps(
             {
@@ -74,11 +100,11 @@ def main() -> None:
                 "data": options.data,
                 "part": options.part,
                 "changes": changes,
-                "accuracy": ours,
-                "mean": statistics.mean(ours),
-                "deviation": spread,
-                "baseline": theirs if options.part == "test" else None,
-                "median_train_seconds": statistics.median(seconds),
+                "accuracy": found.ours,
+                "mean": found.mean,
+                "deviation": found.deviation,
+                "baseline": found.baseline if on_test else None,
+                "median_train_seconds": statistics.median(found.seconds),
             }
         )
     )

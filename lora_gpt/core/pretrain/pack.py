@@ -160,11 +160,12 @@ def _text_table(facts: dict[str, Any]) -> list[str]:
 def _stage_line(about: dict[str, Any]) -> str:
     recipe = about["recipe"]
     seen = about["step"] * recipe["rows"] * recipe["width"]
+    note = f" {about['note']}" if "note" in about else ""
     return (
         f"- {recipe['stage']}: {about['step']:,} steps of {recipe['rows']} x {recipe['width']}"
         f" tokens: {seen:,} tokens. AdamW, learning rate {recipe['learning_rate']:g}, falling to 0"
         f" over the last {100 * recipe['fall']:.0f}%, bfloat16 autocast on a CPU, seed"
-        f" {recipe['seed']}."
+        f" {recipe['seed']}.{note}"
     )
 
 
