@@ -145,3 +145,13 @@ def test_another_run_is_drawn_dotted_and_named(chart):
     assert drawn["line"] == {"color": style.SOFT, "width": 2, "dash": "2px,3px"}
     assert any("random start 1.1" in note["text"] for note in figure["layout"]["annotations"])
     assert "random start 1.1" in figure["description"]
+
+
+def test_no_label_leaves_the_frame():
+    """Plotly would not draw it: a loss near 0 keeps its label however many stand above it."""
+    near = ((0, 1, 2), (1.8, 0.4, 0.0))
+    other = ((0, 2), (0.5, 0.46))
+    figure = plots.loss_curve(near, ((), ()), ((0, 2), (1.0, 0.41)), 3, (), ("random", other))
+    low, high = figure["layout"]["yaxis"]["range"]
+    heights = [note["y"] for note in figure["layout"]["annotations"]]
+    assert len(heights) == 3 and all(low <= height <= high for height in heights)

