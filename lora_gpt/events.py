@@ -41,6 +41,8 @@ class Started:
     threads: int
     first_step: int = 0
     """Where a resumed run goes on."""
+    precision: str = "float32"
+    """Of the frozen layers' products."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from lora_gpt.core import cost, insight, structure, tokenizer
 from lora_gpt.core.classify import Verdict, spam_probabilities
 from lora_gpt.core.data import Message, read_messages, read_texts
 from lora_gpt.core.evaluation import Metrics, measure
+from lora_gpt.core.machine import choose_device
 from lora_gpt.core.split import Split, split
-from lora_gpt.core.training import choose_device, train
+from lora_gpt.core.training import train
 from lora_gpt.events import Event, Finished, Started
 from lora_gpt.jobs import Jobs
 from lora_gpt.report import write_report

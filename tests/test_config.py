@@ -59,6 +59,7 @@ OTHER = {
     "validate_every": 0,
     "checkpoint_every": 7,
     "device": "cpu",
+    "precision": "bfloat16",
 }
 """For every knob a value that is not its default."""
 
@@ -197,7 +198,7 @@ def test_a_whole_number_may_stand_for_a_number():
     assert value == 16 and type(value) is float
 
 
-@pytest.mark.parametrize("name", ["model", "init", "method", "schedule", "device"])
+@pytest.mark.parametrize("name", ["model", "init", "method", "schedule", "device", "precision"])
 def test_a_choice_that_is_not_offered_is_refused(name):
     """The choices are listed, so that one can be taken."""
     error = refused(name, "nonsense")

@@ -58,10 +58,13 @@ def batches(sequences: Sequence[list[int]]) -> list[list[int]]:
     return found
 
 
-def pack(sequences: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Packing]:
-    """Token lists -> packed tokens (N,) and where they stand."""
-    tokens = torch.tensor([token for sequence in sequences for token in sequence], device=device)
-    return tokens, Packing([len(sequence) for sequence in sequences], device)
+def pack(
+    sequences: Sequence[list[int]], device: torch.device, multiple: int = 1
+) -> tuple[Tensor, Packing]:
+    """Token lists -> packed tokens (N,) and where they stand, N rounded up to `multiple`."""
+    packing = Packing([len(sequence) for sequence in sequences], device, multiple)
+    tokens = [token for sequence in sequences for token in sequence] + [0] * packing.filler
+    return torch.tensor(tokens, device=device), packing
 
 
 @torch.no_grad()
@@ -74,9 +77,9 @@ def logits_of(model: GPTModel, sequences: Sequence[list[int]]) -> Tensor:
     model.eval()
     logits = torch.empty(len(sequences), model.out_head.out_features)
     for places in batches(sequences):
-        tokens, packing = pack([sequences[place] for place in places], device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            logits[places] = model.last_logits(tokens, packing).float().cpu()
+        chosen = [sequences[place] for place in places]
+        tokens, packing = pack(chosen, device, model.multiple)
+        logits[places] = model.last_logits(tokens, packing).cpu()
     model.train(was_training)
     return logits
 

@@ -1,21 +1,18 @@
 """What a training costs in memory and time, before it starts and after it ended.
 
 Memory of weights, gradients and optimizer follows from the counts. Time is measured, not looked up:
-one block of the chosen model does a forward and a backward pass here and now.
+see `machine`.
 """
 
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lora_gpt.config import GPTConfig, LoRAConfig, RunConfig
-from lora_gpt.core.lora import mark_trainable, replace_linear_with_lora
-from lora_gpt.core.model import GPTModel, Packing
+from lora_gpt.config import RunConfig
+from lora_gpt.core.machine import BlockStep, choose_precision
 from lora_gpt.core.structure import StageCount, tree
 
 MB = 1024 * 1024
@@ -56,8 +53,8 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     steps = len(lengths) // training.batch_size * training.epochs
     steps = min(steps, training.max_steps) if training.max_steps else steps
     tokens = training.batch_size * sum(lengths) / max(1, len(lengths))
-    asked = (cfg, config.lora, training.method, max(1, round(tokens)), training.batch_size, device)
-    of_a_step = _of_this_minute(int(time.monotonic() / 60), asked)
+    step = BlockStep.of(config, tokens, device)
+    of_a_step = step.seconds(choose_precision(training.precision, step))
     root = tree(config.model, "classifier", config.lora, training.method)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
     # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block.
@@ -68,36 +65,6 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
         seconds=steps * of_a_step * cfg.n_layers,
         memory_mb=(held.total + passing) / MB,
     )
-
-
-@lru_cache(maxsize=64)
-def _of_this_minute(minute: int, asked: tuple) -> float:
-    """`block_seconds`, asked again after a minute: other work on the machine comes and goes."""
-    return block_seconds(*asked)
-
-
-def block_seconds(
-    cfg: GPTConfig, lora: LoRAConfig, method: str, tokens: int, batch: int, device: torch.device
-) -> float:
-    """Seconds that one block takes for one step on `tokens` tokens, the best of three tries."""
-    with torch.device(device):
-        model = GPTModel(replace(cfg, n_layers=1, vocab_size=1))
-        if method == "lora":
-            replace_linear_with_lora(
-                model, min(lora.rank, cfg.emb_dim), lora.alpha, lora.targets, lora.dropout
-            )
-    mark_trainable(model, method)
-    width = max(1, min(cfg.context_length, round(tokens / batch)))
-    packing = Packing([width] * batch, device)
-    best = float("inf")
-    for _ in range(3):
-        x = torch.randn(packing.rows, cfg.emb_dim, device=device, requires_grad=True)
-        begun = time.perf_counter()
-        model.trf_blocks[0](x, packing).sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begun)
-    return best
 
 
 # --- what it did take ----------------------------------------------------------------------------

@@ -67,13 +67,16 @@ class _FusedLoRALinear(torch.autograd.Function):
     """x W^T + b + scale * (x A) B for a frozen W and b, as one node of the graph.
 
     The update is added in place, forward and backward, and only x and x A are kept: autograd alone
-    would make and keep a tensor of the output's size for each of its steps.
+    would make and keep a tensor of the output's size for each of its steps. Everything is computed
+    in the precision of W; gradients of A and B come back in their own.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, A, B, scale):
+    def forward(ctx, x, weight, across, bias, A, B, scale):
+        ctx.of_x, ctx.of_update = x.dtype, A.dtype
+        x, A, B = x.to(weight.dtype), A.to(weight.dtype), B.to(weight.dtype)
         narrow = x @ A  # (N, r)
-        y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)  # (N, out)
+        y = F.linear(x, weight if across is None else across.T, bias)  # (N, out)
         y.addmm_(narrow, B, alpha=scale)
         ctx.save_for_backward(x, narrow, weight, A, B)
         ctx.scale = scale
@@ -82,11 +85,13 @@ class _FusedLoRALinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, narrow, weight, A, B = ctx.saved_tensors
+        gradient = gradient.to(weight.dtype)
         of_narrow = ctx.scale * (gradient @ B.T)  # (N, r)
         of_x = None
         if ctx.needs_input_grad[0]:  # not below the first LoRA
-            of_x = (gradient @ weight).addmm_(of_narrow, A.T)
-        return of_x, None, None, x.T @ of_narrow, ctx.scale * (narrow.T @ gradient), None
+            of_x = (gradient @ weight).addmm_(of_narrow, A.T).to(ctx.of_x)
+        of_A, of_B = x.T @ of_narrow, ctx.scale * (narrow.T @ gradient)
+        return of_x, None, None, None, of_A.to(ctx.of_update), of_B.to(ctx.of_update), None
 
 
 class LinearWithLoRA(nn.Module):
@@ -98,6 +103,7 @@ class LinearWithLoRA(nn.Module):
         self.linear, self.lora = linear, lora
         self.strength = 1.0
         self._unmerged: tuple[Tensor] | None = None  # in a tuple: not one of our parameters
+        self._across: Tensor | None = None
 
     @property
     def merged(self) -> bool:
@@ -108,16 +114,29 @@ class LinearWithLoRA(nn.Module):
             return self.linear(x)
         if self._can_fuse(x):
             frozen, lora = self.linear, self.lora
-            scale = self.strength * lora.scale
-            return _FusedLoRALinear.apply(x, frozen.weight, frozen.bias, lora.A, lora.B, scale)
+            return _FusedLoRALinear.apply(
+                x,
+                frozen.weight,
+                self._across,
+                frozen.bias,
+                lora.A,
+                lora.B,
+                self.strength * lora.scale,
+            )
         return self.linear(x) + self.strength * self.lora(x)
 
     def _can_fuse(self, x: Tensor) -> bool:
         weight, lora = self.linear.weight, self.lora
         frozen = not (weight.requires_grad and torch.is_grad_enabled())
-        plain = x.dim() == 2 and x.dtype == lora.A.dtype == weight.dtype
-        mixed = torch.is_autocast_enabled(x.device.type)
-        return frozen and plain and not mixed and not (lora.dropout and self.training)
+        # Under autocast a float32 weight is converted anew every time: autograd can do that.
+        narrowed = torch.is_autocast_enabled(x.device.type)
+        fitting = weight.dtype == (torch.bfloat16 if narrowed else lora.A.dtype)
+        return frozen and fitting and x.dim() == 2 and not (lora.dropout and self.training)
+
+    def keep_across(self) -> None:
+        """Keep the frozen weight as (in, out) as well, for the way forward: a processor's bfloat16
+        units read a matrix along its rows, and the way back needs the other ones."""
+        self._across = self.linear.weight.detach().T.contiguous()
 
     def update(self) -> Tensor:
         """What the weight changes by: strength * scale * (A B)^T, (out, in)."""
@@ -134,6 +153,7 @@ class LinearWithLoRA(nn.Module):
             merged = weight + self.update().to(weight)
             # A parameter of its own: other models may stand on the one before.
             self.linear.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
+            self._across = None
             self._unmerged = (weight,)
 
     @torch.no_grad()

@@ -21,36 +21,49 @@ class Packing:
 
     `lengths` holds the number of real tokens of each sequence, at least 1. Sequences start at
     column 0, pads stand to the right: causal attention never looks at a pad and needs no mask.
+    N and T are rounded up to `multiple`, with filler rows behind the real ones: some libraries
+    compile a kernel for each shape that they meet, so it pays to meet few.
     """
 
-    def __init__(self, lengths: list[int], device: torch.device | str = "cpu"):
+    def __init__(self, lengths: list[int], device: torch.device | str = "cpu", multiple: int = 1):
         if not lengths or min(lengths) < 1:
             raise ValueError(f"lengths: every sequence needs at least one token; got {lengths}")
         sizes = torch.tensor(lengths)
-        self.batch, self.width = len(lengths), max(lengths)
-        self.rows = int(sizes.sum())
+        self.batch, self.longest = len(lengths), max(lengths)
+        self.width = _rounded(self.longest, multiple)
+        real = int(sizes.sum())
+        self.rows = _rounded(real, multiple)
+        self.filler = self.rows - real
         ends = sizes.cumsum(0)
-        sequence = torch.repeat_interleave(torch.arange(self.batch), sizes)  # (N,)
-        positions = torch.arange(self.rows) - (ends - sizes)[sequence]  # (N,)
-        self.positions = positions.to(device)
+        sequence = torch.repeat_interleave(torch.arange(self.batch), sizes)  # (real,)
+        positions = torch.arange(real) - (ends - sizes)[sequence]  # (real,)
+        slots = sequence * self.width + positions
+        self.is_rectangle = real == self.batch * self.width and not self.filler
         self.last = (ends - 1).to(device)  # (B,) the row of each last real token
-        self.is_rectangle = self.rows == self.batch * self.width
-        self._slots = (sequence * self.width + positions).to(device)  # (N,)
-        real = torch.arange(self.width) < sizes[:, None]  # (B, T)
-        self.real = None if self.is_rectangle else real[:, None, None].to(device)  # (B, 1, 1, T)
-        """Which columns hold no pad; None where all do."""
+        self.positions = F.pad(positions, (0, self.filler)).to(device)  # (N,)
+        # Filler reads what stands in slot 0 and is read by nobody.
+        self._read = F.pad(slots, (0, self.filler)).to(device)  # (N,)
+        self._written = slots.to(device)  # (real,)
+        columns = torch.arange(self.width) < sizes[:, None]  # (B, T)
+        self.real = None if self.is_rectangle else columns[:, None, None].to(device)
+        """Which columns hold no pad, (B, 1, 1, T); None where all do."""
 
     def pad(self, rows: Tensor) -> Tensor:
         """(N, d) -> (B, T, d), zeros at the pads."""
         if self.is_rectangle:
             return rows.unflatten(0, (self.batch, self.width))
         padded = rows.new_zeros(self.batch * self.width, rows.shape[-1])
-        return padded.index_copy(0, self._slots, rows).unflatten(0, (self.batch, self.width))
+        real = rows[: len(self._written)]
+        return padded.index_copy(0, self._written, real).unflatten(0, (self.batch, self.width))
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(B, T, d) -> (N, d)."""
         flat = padded.flatten(0, 1)
-        return flat if self.is_rectangle else flat.index_select(0, self._slots)
+        return flat if self.is_rectangle else flat.index_select(0, self._read)
+
+
+def _rounded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 class LayerNorm(nn.Module):
@@ -88,6 +101,18 @@ class FeedForward(nn.Module):
         return self.layers(x)
 
 
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(Q K^T / sqrt(hs)) V, each token seeing itself and those before; (B, nh, T, hs)."""
+    # For short sequences in bfloat16 on a CPU, PyTorch's own kernel takes three times as long.
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or dropout:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+    batch, num_heads, width, size = query.shape
+    later = torch.full((width, width), float("-inf"), dtype=query.dtype).triu(1)
+    flat = [each.reshape(batch * num_heads, width, size) for each in (query, key, value)]
+    scores = torch.baddbmm(later, flat[0], flat[1].transpose(1, 2), alpha=size**-0.5)
+    return torch.bmm(scores.softmax(-1), flat[2]).unflatten(0, (batch, num_heads))
+
+
 class MultiHeadAttention(nn.Module):
     """Causal self-attention; query, key and value are three layers, as in the labs."""
 
@@ -107,15 +132,13 @@ class MultiHeadAttention(nn.Module):
             return padded.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         query = self.W_query(x[packing.last] if last_only else x)
-        context = F.scaled_dot_product_attention(
-            heads(query[:, None] if last_only else packing.pad(query)),
-            heads(packing.pad(self.W_key(x))),
-            heads(packing.pad(self.W_value(x))),
-            # The last token sees all of its sequence, so that only pads must be kept from it.
-            attn_mask=packing.real if last_only else None,
-            is_causal=not last_only,
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )  # (B, nh, T or 1, hs)
+        key, value = heads(packing.pad(self.W_key(x))), heads(packing.pad(self.W_value(x)))
+        dropout = self.dropout.p if self.training else 0.0
+        if last_only:  # it sees all of its sequence: only pads must be kept from it
+            mask, query = packing.real, heads(query[:, None])
+            context = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+        else:
+            context = causal_attention(heads(packing.pad(query)), key, value, dropout)
         context = context.transpose(1, 2).flatten(2)  # (B, T or 1, d)
         return self.out_proj(context[:, 0] if last_only else packing.unpad(context))
 
@@ -133,9 +156,15 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
         """(N, d) -> (N, d), or (B, d) for the last real tokens alone."""
-        attended = self.att(self.norm1(x), packing, last_only)
+        attended = self.att(_narrowed(self.norm1(x)), packing, last_only)
         x = (x[packing.last] if last_only else x) + self.drop_shortcut(attended)
-        return x + self.drop_shortcut(self.ff(self.norm2(x)))
+        return x + self.drop_shortcut(self.ff(_narrowed(self.norm2(x))))
+
+
+def _narrowed(x: Tensor) -> Tensor:
+    """`x` in the precision of the products to come: once here, not once in each layer."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class GPTModel(nn.Module):
@@ -150,14 +179,18 @@ class GPTModel(nn.Module):
         self.trf_blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))
         self.final_norm = LayerNorm(cfg.emb_dim)
         self.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size, bias=False)
+        self.half_precision = False
+        """Whether `last_logits` multiplies in bfloat16 inside the blocks, see `machine`."""
+        self.multiple = 1
+        """What rows of tokens are best rounded up to."""
 
     def hidden_states(self, tokens: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
         """Packed tokens (N,) -> what stands before the output head: (N, emb_dim), or (B, emb_dim)
         for the last real tokens alone, which spares the last block most of its work."""
-        if packing.width > self.cfg.context_length:
+        if packing.longest > self.cfg.context_length:
             raise ValueError(
                 f"tokens: a sequence must be at most {self.cfg.context_length} tokens long"
-                f" (context_length); got {packing.width}"
+                f" (context_length); got {packing.longest}"
             )
         x = self.drop_emb(self.tok_emb(tokens) + self.pos_emb(packing.positions))  # (N, d)
         last = len(self.trf_blocks) - 1
@@ -167,7 +200,9 @@ class GPTModel(nn.Module):
 
     def last_logits(self, tokens: Tensor, packing: Packing) -> Tensor:
         """Packed tokens (N,) -> logits at the last real token of each sequence (B, head size)."""
-        return self.out_head(self.hidden_states(tokens, packing, last_only=True))
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.half_precision):
+            hidden = self.hidden_states(tokens, packing, last_only=True)
+        return self.out_head(hidden.float())
 
     def forward(self, tokens: Tensor) -> Tensor:
         """A full rectangle of tokens (B, T) -> logits (B, T, head size)."""

@@ -38,6 +38,7 @@ MORE = (
     "validate_every",
     "checkpoint_every",
     "device",
+    "precision",
 )
 """Rarely touched. `weights` is missing: a path of the server is nothing for a visitor to name."""
 

@@ -64,16 +64,6 @@ def test_full_tuning_holds_more_than_lora():
     assert full.memory_mb > 2 * lora.memory_mb
 
 
-def test_a_block_is_measured_once_a_minute(monkeypatch):
-    """The page asks at every move of a slider; a machine that was busy is asked again later."""
-    now, asked = [600.0], []
-    monkeypatch.setattr(cost.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(cost, "block_seconds", lambda *what: asked.append(what) or 0.5)
-    for now[0] in (600.0, 659.0, 661.0):
-        assert estimate(RUN, [8] * 9, CPU).seconds > 0
-    assert len(asked) == 2
-
-
 def test_a_batch_larger_than_the_data_costs_nothing():
     """No step is taken, and nothing is divided by 0."""
     assert estimate(RUN.changed(batch_size=10), [2] * 9, CPU).seconds == 0

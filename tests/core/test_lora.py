@@ -340,7 +340,7 @@ def test_fused_gradients_agree_with_finite_differences(bias):
     weight, offset = torch.randn(5, 4).double(), torch.randn(5).double() if bias else None
     x, A, B = (torch.randn(*shape).double().requires_grad_() for shape in ((3, 4), (4, 2), (2, 5)))
     assert torch.autograd.gradcheck(
-        lambda x, A, B: _FusedLoRALinear.apply(x, weight, offset, A, B, 1.7), (x, A, B)
+        lambda x, A, B: _FusedLoRALinear.apply(x, weight, None, offset, A, B, 1.7), (x, A, B)
     )
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_gpt.config import GPTConfig
-from lora_gpt.core.model import GPTModel, Packing, initialise
+from lora_gpt.core.model import GPTModel, Packing, causal_attention, initialise
 from lora_gpt.core.weights import read_base
 
 SIZES = [GPTConfig(211, 64, 48, 4, 3), GPTConfig(301, 64, 768, 12, 2)]
@@ -178,3 +178,36 @@ def test_the_last_tokens_alone_give_what_all_tokens_give(lengths, n_layers):
         model.zero_grad()
     for short, whole in zip(*grads, strict=True):
         torch.testing.assert_close(short, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [[5, 7, 1], [32], [16, 16]], ids=str)
+def test_filler_changes_nothing(lengths):
+    """Rows and columns beyond the messages, to meet fewer shapes, are read by nobody."""
+    model = initialise(GPTModel(GPTConfig(97, 64, 24, 3, 3)), 0)
+    found = []
+    for multiple in (1, 32):
+        packing = Packing(lengths, multiple=multiple)
+        assert packing.rows % multiple == 0 and packing.width % multiple == 0
+        tokens = torch.arange(sum(lengths)) * 7 % 97
+        tokens = torch.cat([tokens, torch.full((packing.filler,), 96)])
+        logits = model.last_logits(tokens, packing)
+        logits.square().sum().backward()
+        gradients = [p.grad.clone() for p in model.trf_blocks.parameters()]
+        found.append((logits.detach(), *gradients))
+        model.zero_grad()
+    for plain, rounded in zip(*found, strict=True):
+        torch.testing.assert_close(plain, rounded, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_attention_in_bfloat16_is_attention(width):
+    """Our own path for short sequences against PyTorch's in float32, values and gradients."""
+    torch.manual_seed(width)
+    plain = [torch.randn(2, 3, width, 16, requires_grad=True) for _ in range(3)]
+    narrow = [each.detach().bfloat16().requires_grad_() for each in plain]
+    expected, found = causal_attention(*plain), causal_attention(*narrow)
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    expected.square().sum().backward()
+    found.float().square().sum().backward()
+    for ours, theirs in zip(narrow, plain, strict=True):
+        torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=0.1, atol=0.2)

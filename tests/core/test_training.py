@@ -1,19 +1,21 @@
 """Laws of the training loop, on the bundled model's shape with random weights and few messages."""
 
+import json
 from dataclasses import replace
 from itertools import takewhile
 
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from lora_gpt.config import MODELS, BadValue, RunConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.classify import Classifier
 from lora_gpt.core.data import Message
 from lora_gpt.core.lora import prepare
+from lora_gpt.core.machine import choose_device
 from lora_gpt.core.model import GPTModel, initialise
-from lora_gpt.core.training import Part, choose_device, epoch_order, rate, train
+from lora_gpt.core.training import Part, _metadata, epoch_order, rate, train
 from lora_gpt.events import Adapter, Checkpoint, Finished, Started, Step, Validation
 
 QUICK = RunConfig().changed(
@@ -73,6 +75,29 @@ def test_stop_and_resume_equals_never_stopped():
     assert last[0].files == last[1].files
     ends = [next(e for e in events if isinstance(e, Finished)).test for events in (whole, rest)]
     assert ends[0] == ends[1]
+
+
+def test_a_resumed_run_keeps_its_precision(monkeypatch):
+    """A machine that is busy today must not change the numbers of a run that began yesterday."""
+    monkeypatch.setattr("lora_gpt.core.training.choose_precision", lambda name, step: "bfloat16")
+    whole = list(train(few()))
+    kept = next(event for event in whole if isinstance(event, Checkpoint) and event.step == 3)
+    monkeypatch.setattr("lora_gpt.core.training.choose_precision", lambda name, step: "float32")
+    rest = list(train(few(), kept.files["checkpoint.safetensors"]))
+    assert [s.loss for s in steps_of(rest)] == [s.loss for s in steps_of(whole)[3:]]
+    starts = [e.precision for e in whole + rest if isinstance(e, Started)]
+    assert starts == ["bfloat16", "bfloat16"]
+
+
+def test_a_checkpoint_from_before_a_knob_was_there_still_fits():
+    """A new version knows more knobs; what a run of the old one lacks has its default."""
+    kept = next(event for event in train(few()) if isinstance(event, Checkpoint))
+    contents = kept.files["checkpoint.safetensors"]
+    with_knob, about = load(contents), json.loads(_metadata(contents)["config"])
+    numbers = json.loads(_metadata(contents)["numbers"])
+    del about["training"]["precision"], numbers["half_precision"]
+    old = save(with_knob, {"numbers": json.dumps(numbers), "config": json.dumps(about)})
+    assert len(losses(few(), old)) == 3
 
 
 def test_a_checkpoint_of_another_run_is_refused():

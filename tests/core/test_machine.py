@@ -1,0 +1,132 @@
+"""Devices and precisions: what is chosen, and that bfloat16 trains what float32 trains."""
+
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lora_gpt.config import MODELS, GPTConfig, LoRAConfig, RunConfig
+from lora_gpt.core import machine
+from lora_gpt.core.classify import pack
+from lora_gpt.core.lora import lora_layers, prepare
+from lora_gpt.core.machine import BlockStep, choose_precision, compute_in, keep_freed_memory
+from lora_gpt.core.model import GPTModel, initialise
+
+CPU = torch.device("cpu")
+SMALL = GPTConfig(97, 64, 64, 4, 3)
+SEQUENCES = [[5, 6, 7, 8, 9], [10, 11], [12] * 9, [13, 14, 15]]
+
+
+def classifier(precision, method="lora"):
+    model = prepare(initialise(GPTModel(SMALL), 0), method, LoRAConfig(rank=4), 0)
+    if method == "lora":
+        for _, layer in lora_layers(model):  # B starts at 0, and A would have no gradient
+            nn.init.normal_(layer.lora.B, 0, 0.05, generator=torch.Generator().manual_seed(1))
+    return compute_in(model, precision).train()
+
+
+def learnt(model):
+    """The loss on a few sequences, and the gradient of every trained parameter."""
+    tokens, packing = pack(SEQUENCES, CPU, model.multiple)
+    loss = F.cross_entropy(model.last_logits(tokens, packing), torch.tensor([0, 1, 1, 0]))
+    loss.backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return loss.item(), {name: p.grad for name, p in trained.items()}
+
+
+@pytest.mark.parametrize("method", ["lora", "head", "full"])
+def test_bfloat16_learns_what_float32_learns(method):
+    """The same loss to two digits, and gradients of the same direction and size."""
+    loss, gradients = learnt(classifier("float32", method))
+    narrow_loss, narrow = learnt(classifier("bfloat16", method))
+    assert narrow_loss == pytest.approx(loss, rel=0.01)
+    assert narrow.keys() == gradients.keys()
+    whole = [torch.cat([g.flatten() for g in each.values()]) for each in (gradients, narrow)]
+    assert F.cosine_similarity(*whole, dim=0) > 0.995
+    assert whole[1].norm() == pytest.approx(whole[0].norm().item(), rel=0.05)
+
+
+def test_what_is_trained_stays_in_float32():
+    """Small steps would be lost in bfloat16; what is frozen takes half the bytes."""
+    model = classifier("bfloat16")
+    for name, parameter in model.named_parameters():
+        frozen = ".linear." in name
+        assert parameter.dtype == (torch.bfloat16 if frozen else torch.float32), name
+        assert parameter.requires_grad == (".lora." in name or "out_head" in name)
+
+
+def test_float32_changes_nothing():
+    model = classifier("float32")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not model.half_precision and model.multiple == 1
+
+
+def test_merging_in_bfloat16_equals_not_merging():
+    """The second copy of a weight, kept for the way forward, must not outlive a merge."""
+    model = classifier("bfloat16").eval()
+    tokens, packing = pack(SEQUENCES, CPU, model.multiple)
+    before = model.last_logits(tokens, packing)
+    for _, layer in lora_layers(model):
+        layer.merge()
+    torch.testing.assert_close(model.last_logits(tokens, packing), before, rtol=0.05, atol=0.02)
+    for _, layer in lora_layers(model):
+        layer.unmerge()
+    torch.testing.assert_close(model.last_logits(tokens, packing), before, rtol=0.05, atol=0.02)
+
+
+def step_of(**changes):
+    return BlockStep.of(RunConfig().changed(**changes), 64, CPU)
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(2.0, "bfloat16"), (1.1, "float32")])
+def test_the_faster_precision_is_chosen(gain, chosen, monkeypatch):
+    """By its time on this machine, and only where the gain is worth it."""
+    machine._choice_of_this_process.cache_clear()
+    times = {"float32": gain, "bfloat16": 1.0}
+    monkeypatch.setattr(BlockStep, "seconds", lambda self, precision: times[precision])
+    assert choose_precision("auto", step_of(model="gpt2")) == chosen
+    machine._choice_of_this_process.cache_clear()
+
+
+def test_a_small_model_is_not_asked_about(monkeypatch):
+    """The bundled model gives the same numbers on every machine."""
+    monkeypatch.setattr(BlockStep, "seconds", lambda self, precision: pytest.fail("measured"))
+    assert choose_precision("auto", step_of()) == "float32"
+    assert choose_precision("bfloat16", step_of()) == "bfloat16"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_block_is_measured_once_a_minute(precision, monkeypatch):
+    """The page asks at every move of a slider; a machine that was busy is asked again later."""
+    now, asked = [600.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    measured = machine.compute_in
+    monkeypatch.setattr(
+        machine, "compute_in", lambda model, kind: asked.append(kind) or measured(model, kind)
+    )
+    machine._seconds_in_this_minute.cache_clear()
+    for now[0] in (600.0, 659.0, 661.0):
+        assert step_of().seconds(precision) > 0
+    assert asked == [precision, precision]
+
+
+def test_memory_is_kept_only_where_the_library_can(monkeypatch):
+    """Linux with another C library, and other systems, are left alone."""
+    keep_freed_memory()
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())
+    keep_freed_memory()
+    monkeypatch.setattr(machine.sys, "platform", "win32")
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: pytest.fail("asked"))
+    keep_freed_memory()
+
+
+def test_the_sizes_that_are_asked_about():
+    """GPT-2 and larger, not the bundled model."""
+    large = [
+        name
+        for name, spec in MODELS.items()
+        if 12 * spec.config.emb_dim**2 * spec.config.n_layers >= machine.LARGE
+    ]
+    assert large == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
