@@ -122,6 +122,7 @@ def compute_in(model: GPTModel, precision: str) -> GPTModel:
         for module in model.trf_blocks.modules():
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:
                 module.to(torch.bfloat16)
+                module.weight.data = module.weight.data.contiguous()  # a file may lie across
         for _, layer in lora_layers(model) if on_cpu else ():
             layer.keep_across()
     return model

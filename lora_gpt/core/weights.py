@@ -28,6 +28,8 @@ __all__ = ["BUNDLED", "WeightsError", "empty_model", "load_base", "read_base", "
 BUNDLED = ASSETS / "mini" / "model.safetensors"
 FILE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
+IGNORED = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|score\.weight")
+"""What GPT-2 checkpoints may hold beside the base: causal masks, a head for classification."""
 HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -54,8 +56,10 @@ def load_base(
 def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
     """The model in a safetensors file, under our names or a GPT-2 checkpoint's.
 
-    A file without output head has a tied one: it is filled from the token embedding. Raises
-    WeightsError naming the first tensor that is missing, surplus or of the wrong shape.
+    Nothing is copied where the file holds float32: the weights stay mapped. A file without output
+    head has a tied one, which then shows the token embedding. Rows of tokens that a fine-tuner
+    added, and a head for classification, are left out. Raises WeightsError naming the first tensor
+    that is missing, surplus or of the wrong shape.
     """
     model = empty_model(cfg)
     with opened(path) as file:
@@ -64,16 +68,19 @@ def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
         head = pieces["out_head.weight"].name
         for piece in pieces.values():
             if piece.name in names:
-                check(file, piece.name, piece.shape)
+                check(file, piece.name, piece.shape, piece.may_be_longer)
             elif piece.name != head:
                 raise WeightsError(f"{piece.name}: must have shape {piece.shape}; got no tensor.")
         for name in sorted(names - {piece.name for piece in pieces.values()}):
-            if not re.fullmatch(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias", name):
+            if not IGNORED.fullmatch(name):
                 found = tuple(file.get_slice(name).get_shape())
                 raise WeightsError(f"{name}: must not be in {path.name}; got shape {found}.")
-        state = {o: p.of(tensor(file, p.name)) for o, p in pieces.items() if p.name in names}
+        needed = {piece.name for piece in pieces.values()} & names
+        values = {name: tensor(file, name) for name in needed}  # c_attn serves three of ours
+    state = {o: p.of(values[p.name]) for o, p in pieces.items() if p.name in needed}
     if "out_head.weight" not in state:
-        state["out_head.weight"] = state["tok_emb.weight"].clone()
+        # The same numbers under a parameter of its own: whoever trains one head replaces it.
+        state["out_head.weight"] = state["tok_emb.weight"]
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -152,11 +159,8 @@ def _check_description(path: Path, config: RunConfig) -> None:
     cfg, label = MODELS[config.model].config, MODELS[config.model].label
     expected = {
         "model_type": ("gpt2",),
-        "n_embd": (cfg.emb_dim,),
-        "n_layer": (cfg.n_layers,),
-        "n_head": (cfg.n_heads,),
-        "n_positions": (cfg.context_length,),
-        "vocab_size": (cfg.vocab_size,),
+        **{name: (size,) for name, size in _sizes(cfg).items()},
+        "n_inner": (None, 4 * cfg.emb_dim),
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "layer_norm_epsilon": (1e-5,),
         "scale_attn_weights": (True,),
@@ -167,8 +171,32 @@ def _check_description(path: Path, config: RunConfig) -> None:
             got = told.get(name) if isinstance(told, dict) else told
             raise WeightsError(
                 f"config.json: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
-                f" {got!r}. Choose the model that these weights belong to."
+                f" {got!r}. {_fitting(told)}"
             )
+    if told.get("vocab_size", cfg.vocab_size) < cfg.vocab_size:
+        raise WeightsError(
+            f"config.json: vocab_size must be at least {cfg.vocab_size} for {label}; got"
+            f" {told['vocab_size']!r}. {_fitting(told)}"
+        )
+
+
+def _sizes(cfg: GPTConfig) -> dict[str, int]:
+    """The shape under the names of a config.json, the vocabulary left out."""
+    return {
+        "n_embd": cfg.emb_dim,
+        "n_layer": cfg.n_layers,
+        "n_head": cfg.n_heads,
+        "n_positions": cfg.context_length,
+    }
+
+
+def _fitting(told: Any) -> str:
+    """Which of the models a config.json belongs to."""
+    for name, spec in MODELS.items():
+        if spec.hub and isinstance(told, dict) and told.items() >= _sizes(spec.config).items():
+            return f"These are weights of the size of {spec.label}: choose that model ({name})."
+    known = ", ".join(spec.label for spec in MODELS.values() if spec.hub)
+    return f"Choose weights of the size of the model; the sizes known here are {known}."
 
 
 # --- names and shapes ----------------------------------------------------------------------------
@@ -184,10 +212,18 @@ class _Piece:
     third: int | None = None
     """GPT-2 keeps query, key and value side by side; 0, 1 or 2 is cut out of the last axis."""
 
+    @property
+    def may_be_longer(self) -> bool:
+        """Whether it has a row for each token, to which a fine-tuner may have added some."""
+        return self.name.endswith(("wte.weight", "lm_head.weight"))
+
     def of(self, values: Tensor) -> Tensor:
+        """Our parameter, a view of `values`."""
         if self.third is not None:
             values = values.chunk(3, -1)[self.third]
-        return (values.T if self.transposed else values).contiguous()
+        if self.may_be_longer:
+            values = values[: self.shape[0]]
+        return values.T if self.transposed else values
 
 
 def _own_pieces(model: GPTModel) -> dict[str, _Piece]:

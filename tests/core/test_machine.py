@@ -129,4 +129,4 @@ def test_the_sizes_that_are_asked_about():
         for name, spec in MODELS.items()
         if 12 * spec.config.emb_dim**2 * spec.config.n_layers >= machine.LARGE
     ]
-    assert large == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+    assert large == ["distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]

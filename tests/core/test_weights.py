@@ -8,10 +8,15 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
 
 from lora_gpt.config import MODELS, GPTConfig, ModelSpec, RunConfig
-from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.model import GPTModel, Packing, initialise
 from lora_gpt.core.weights import BUNDLED, WeightsError, load_base, read_base, save_base
 from lora_gpt.events import Progress
 
@@ -186,6 +191,29 @@ def test_an_untied_head_is_read(tmp_path):
     assert torch.equal(read_base(path, CFG).out_head.weight, head)
 
 
+@pytest.mark.parametrize("kind", [GPT2LMHeadModel, GPT2ForSequenceClassification])
+def test_a_fine_tuned_checkpoint_is_read(kind, tmp_path):
+    """With two tokens that were added, tied head or none, and a head of its own left out."""
+    theirs = reference(kind)
+    theirs.resize_token_embeddings(CFG.vocab_size + 2, mean_resizing=False)
+    theirs.save_pretrained(tmp_path)
+    model, _ = loaded(RunConfig(model="gpt2", weights=str(tmp_path)))
+    tokens = torch.arange(20)
+    with torch.no_grad():
+        hidden = theirs.transformer(tokens[None]).last_hidden_state[0]
+        torch.testing.assert_close(model.hidden_states(tokens, Packing([20])), hidden)
+    assert model.out_head.weight.shape == (CFG.vocab_size, 24)
+
+
+def test_float32_is_mapped_and_not_copied(tmp_path):
+    """Transposed and cut weights too: the start of a run reads what it needs when it needs it."""
+    path = tmp_path / "model.safetensors"
+    save_file(tensors(), path)
+    attention = read_base(path, CFG).trf_blocks[0].att
+    query, value = attention.W_query.weight, attention.W_value.weight
+    assert query.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+
+
 def test_a_folder_of_save_pretrained_is_read(tmp_path):
     """What transformers writes, config and all."""
     theirs = reference(GPT2LMHeadModel)
@@ -232,7 +260,8 @@ def refused(config, **places):
             {"h.0.mlp.c_fc.weight": torch.ones(24, 97)},
             r"^h.0.mlp.c_fc.weight: must have shape \(24, 96\); got \(24, 97\).$",
         ),
-        ({"wte.weight": torch.ones(98, 24)}, r"^wte.weight: must have shape \(97, 24\)"),
+        ({"wte.weight": torch.ones(96, 24)}, r"^wte.weight: must have shape \(97, 24\)"),
+        ({"wte.weight": torch.ones(98, 23)}, r"^wte.weight: must have shape \(97, 24\)"),
         ({"lm_head.weight": torch.ones(2, 24)}, r"^lm_head.weight: must have shape \(97, 24\)"),
         (
             {"h.2.ln_1.weight": torch.ones(24)},
@@ -304,6 +333,13 @@ def test_a_header_that_starts_like_a_pickle_is_no_pickle(tmp_path):
         ),
         ({"n_head": 4}, "config.json: n_head must be 3 for GPT-2 124M; got 4"),
         ({"n_layer": 12}, "config.json: n_layer must be 2"),
+        ({"n_inner": 100}, "config.json: n_inner must be None or 96"),
+        ({"vocab_size": 96}, "config.json: vocab_size must be at least 97 for GPT-2 124M; got 96"),
+        ({"n_layer": 12}, "the sizes known here are "),
+        (
+            {"n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024},
+            "These are weights of the size of GPT-2 medium: choose that model (gpt2-medium).",
+        ),
         ({"activation_function": "relu"}, "activation_function must be gelu_new or"),
         ([], "config.json: model_type must be gpt2"),
     ],
