@@ -23,6 +23,8 @@ from lora_gpt.config import DataConfig
 
 BUNDLED = Path(__file__).parents[2] / "assets" / "messages.tsv"
 UCI = "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip"
+MIRROR = "https://f001.backblazeb2.com/file/LLMs-from-scratch/sms%2Bspam%2Bcollection.zip"
+"""A copy that the author of a textbook keeps, for when the archive is out of reach."""
 UCI_SHA256 = "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3"
 SMS_FILE = "SMSSpamCollection"
 SMS_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
@@ -88,13 +90,14 @@ def read_texts(path: Path, limit: int) -> list[str]:
 
 
 def find_sms_spam(
-    url: str = UCI,
+    urls: Sequence[str] = (UCI, MIRROR),
     zip_sha256: str = UCI_SHA256,
     file_sha256: str = SMS_SHA256,
     cache: Path | None = None,
 ) -> Path:
     """The SMS Spam Collection's file: in the folder LORA_GPT_DATA where that is set, otherwise
-    downloaded once from `url`, checked, and kept in `cache` (the user's cache folder).
+    downloaded once from the first of `urls` that gives it, checked, and kept in `cache` (the user's
+    cache folder).
 
     Source: Almeida and Gomez Hidalgo, UCI Machine Learning Repository, doi 10.24432/C5CC84,
     CC BY 4.0. Raises DataError where it is neither there nor reachable.
@@ -107,16 +110,23 @@ def find_sms_spam(
     cache = cache or Path(platformdirs.user_cache_dir("lora_gpt"))
     kept = cache / SMS_FILE
     try:
-        if not (kept.is_file() and _sha256(kept.read_bytes()) == file_sha256):
+        if kept.is_file() and _sha256(kept.read_bytes()) == file_sha256:
+            return kept
+    except OSError:  # a copy that cannot be read is as good as none
+        pass
+    fault: Exception | None = None
+    for url in urls:
+        try:
             _download_sms_spam(kept, url, zip_sha256, file_sha256)
-    # A failed connection is an OSError, a wrong checksum a ValueError, no such member a KeyError.
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"The SMS Spam Collection could not be downloaded from {url}. Connect to the internet"
-            f" and try again, or fetch it elsewhere, unpack {SMS_FILE} into a folder and set"
-            " LORA_GPT_DATA to that folder; the bundled messages need no download."
-        ) from error
-    return kept
+            return kept
+        # A failed connection is an OSError, a wrong checksum a ValueError, no member a KeyError.
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            fault = error
+    raise DataError(
+        f"The SMS Spam Collection could not be downloaded from {' or '.join(urls)}. Connect to the"
+        f" internet and try again, or fetch it elsewhere, unpack {SMS_FILE} into a folder and set"
+        " LORA_GPT_DATA to that folder; the bundled messages need no download."
+    ) from fault
 
 
 def _download_sms_spam(kept: Path, url: str, zip_sha256: str, file_sha256: str) -> None:

@@ -290,7 +290,7 @@ def server(monkeypatch):
 
 def test_the_collection_is_downloaded_once(server, tmp_path):
     """The second time it is taken from the cache, even offline."""
-    given = (server.url, sha256(server.content), sha256(COLLECTION), tmp_path)
+    given = ([server.url], sha256(server.content), sha256(COLLECTION), tmp_path)
     assert find_sms_spam(*given).read_bytes() == COLLECTION
     assert find_sms_spam(*given) == tmp_path / "SMSSpamCollection"
     assert server.asked == 1
@@ -298,7 +298,7 @@ def test_the_collection_is_downloaded_once(server, tmp_path):
 
 def test_a_damaged_copy_is_replaced(server, tmp_path):
     """A kept file that is not what it should be is unpacked again."""
-    given = (server.url, sha256(server.content), sha256(COLLECTION), tmp_path)
+    given = ([server.url], sha256(server.content), sha256(COLLECTION), tmp_path)
     find_sms_spam(*given).write_bytes(b"half a fi")
     assert find_sms_spam(*given).read_bytes() == COLLECTION
 
@@ -315,8 +315,17 @@ def test_a_download_that_fails_says_what_to_do(server, tmp_path, fault):
     zip_sha = sha256(b"" if fault == "zip hash" else server.content)
     file_sha = sha256(b"" if fault == "file hash" else COLLECTION)
     with pytest.raises(DataError, match=r"Connect to the internet.*set LORA_GPT_DATA"):
-        find_sms_spam(server.url, zip_sha, file_sha, tmp_path)
+        find_sms_spam([server.url], zip_sha, file_sha, tmp_path)
     assert not (tmp_path / "SMSSpamCollection").exists()
+
+
+def test_a_mirror_is_asked_where_the_archive_fails(server, tmp_path):
+    """Its copy passes the same checks; where both fail, the sentence names both."""
+    dead, given = "http://127.0.0.1:9/sms.zip", (sha256(server.content), sha256(COLLECTION))
+    assert find_sms_spam([dead, server.url], *given, tmp_path).read_bytes() == COLLECTION
+    server.content = b"<html>moved</html>"
+    with pytest.raises(DataError, match=rf"from {dead} or {server.url}\. Connect"):
+        find_sms_spam([dead, server.url], *given, tmp_path / "another")
 
 
 def test_the_folder_given_comes_first(tmp_path, monkeypatch):
