@@ -9,6 +9,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -186,6 +187,22 @@ class Trainer:
             seconds_left=recent / len(self._recent) * (self.steps - self.step),
         )
 
+    def values(self) -> list[Tensor]:
+        """A copy of what is trained, as it is now."""
+        return [parameter.detach().clone() for parameter in self.trained]
+
+    @contextmanager
+    def at(self, values: list[Tensor]) -> Iterator[None]:
+        """Put earlier `values` in place for a while."""
+        now = [parameter.data for parameter in self.trained]
+        for parameter, value in zip(self.trained, values, strict=True):
+            parameter.data = value
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.trained, now, strict=True):
+                parameter.data = value
+
     # --- checkpoint ------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
@@ -298,10 +315,15 @@ def _steps(
     trainer: Trainer, validation: Part | None, clock: Callable[[], float]
 ) -> Iterator[Event]:
     training = trainer.config.training
-    if validation and trainer.step == 0:
-        yield Validation(0, *validation.look(trainer.model))
     while trainer.step < trainer.steps:
+        first = trainer.step == 0
+        untrained = trainer.values() if first and validation else None
         yield trainer.advance(clock)
+        if validation and untrained:
+            # The first loss does not wait for this look at where it all began.
+            with trainer.at(untrained):
+                seen = validation.look(trainer.model)
+            yield Validation(0, *seen)
         step, last = trainer.step, trainer.step == trainer.steps
         at_epoch = step % trainer.per_epoch == 0
         due = training.validate_every and step % training.validate_every == 0
