@@ -199,7 +199,7 @@ class TrainingConfig(Group):
         "lora", "Method", "Which parameters are trained; the rest stays frozen.", choices=METHODS
     )
     epochs: int = knob(
-        2, "Epochs", "How often the training part is gone through.", minimum=1, maximum=100, step=1
+        3, "Epochs", "How often the training part is gone through.", minimum=1, maximum=100, step=1
     )
     max_steps: int = knob(
         0, "Most steps", "Stop after this many steps; 0 goes on to the end.", minimum=0, step=1
@@ -416,7 +416,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Named starting points: what each changes in the default run."""
 
 PRESET_LABELS = {
-    "default": "Default: two epochs, duplicates kept apart, a validation part",
+    "default": "Default: three epochs, duplicates kept apart, a validation part",
     "lab": "Lab protocol, seed 42: one epoch, 1,195 to train and 299 to test on the SMS data",
     "lab-2": "Lab protocol, seed 123: two epochs",
     "quick": "Quick look: 60 steps",

@@ -139,8 +139,8 @@ def _test(events: Sequence[Event]) -> str:
         f"| is ham | {test['tn']} | {test['fp']} |\n| is spam | {test['fn']} | {test['tp']} |\n\n"
         f"Of {start.test_size} test messages {start.leaked_test_messages} also stand letter for"
         f" letter in training, {start.near_test_messages} nearly so.\n\n"
-        f"Training took {end.train_seconds:.1f} s for {end.steps} steps on {start.device}.\n\n"
-        + _misclassified(test)
+        f"Training took {end.train_seconds:.1f} s for {end.steps} steps on {start.device},"
+        f" the frozen layers in {start.precision}.\n\n" + _misclassified(test)
     )
 
 

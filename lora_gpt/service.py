@@ -77,6 +77,7 @@ class Plan:
     seconds: float
     memory_mb: float
     device: str
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ class Service:
             expected.seconds,
             expected.memory_mb,
             str(device),
+            expected.precision,
         )
 
     def _divided(self, config: RunConfig) -> tuple[list[Message], Split]:

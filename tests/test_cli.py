@@ -331,7 +331,7 @@ def refused(words, capsys):
         ("count --rank 1e999", "rank: must be a whole number"),
         ("count --alpha -1", "alpha: must be a number from 0.1 to 1024; got -1"),
         ("count --alpha inf", "alpha: must be a number"),
-        ("count --model gpt3", "model: must be one of mini, gpt2"),
+        ("count --model gpt3", "model: must be one of mini, distilgpt2"),
         ("count --targets W_query head", "targets: must be taken from W_query"),
         ("count --targets", "--targets: expected at least one argument"),
         ("tree --stage trained", "stage: must be one of base, lora, classifier; got 'trained'"),

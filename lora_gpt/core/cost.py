@@ -45,6 +45,7 @@ class Estimate:
     tokens_per_step: float
     seconds: float
     memory_mb: float
+    precision: str
 
 
 def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) -> Estimate:
@@ -54,7 +55,8 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     steps = min(steps, training.max_steps) if training.max_steps else steps
     tokens = training.batch_size * sum(lengths) / max(1, len(lengths))
     step = BlockStep.of(config, tokens, device)
-    of_a_step = step.seconds(choose_precision(training.precision, step))
+    precision = choose_precision(training.precision, step)
+    of_a_step = step.seconds(precision)
     root = tree(config.model, "classifier", config.lora, training.method)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
     # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block.
@@ -64,6 +66,7 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
         tokens_per_step=tokens,
         seconds=steps * of_a_step * cfg.n_layers,
         memory_mb=(held.total + passing) / MB,
+        precision=precision,
     )
 
 

@@ -28,7 +28,7 @@ def plan_html(plan: Plan, config: RunConfig) -> str:
     fraction = percent(plan.trainable / plan.total, 2)
     epochs = plan.steps / plan.steps_per_epoch
     passes = f"{epochs:.2g} epochs" if epochs != 1 else "1 epoch"
-    device = escape(plan.device)
+    device = escape(plan.device + (", 16 bits" if plan.precision == "bfloat16" else ""))
     stats = [
         stat("steps", f"{plan.steps:,}", f"{passes} of {plan.steps_per_epoch:,}"),
         stat("trained", f"{plan.trainable:,}", f"{fraction} of {plan.total:,}", kind),

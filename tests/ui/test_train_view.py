@@ -40,6 +40,9 @@ from lora_gpt.ui.words import about_duration, about_megabytes, duration, percent
 HOSTILE = "<img src=x onerror=alert(1)> ${1+1} {{7*7}}"
 
 
+TWO = RunConfig().changed(epochs=2)
+
+
 def started(steps=298, per_epoch=149, first=0):
     return Started(steps, per_epoch, 1195, 100, 299, 3, 9, 147_970, 4_421_634, "cpu", 2, first)
 
@@ -74,7 +77,7 @@ def finished(test=None, baseline=None):
 
 
 def course(*events, status="running", mine=True):
-    known = Course(run="abc", label="mini, LoRA r 8", config=RunConfig(), mine=mine, status=status)
+    known = Course(run="abc", label="mini, LoRA r 8", config=TWO, mine=mine, status=status)
     return fold(known, events)
 
 
@@ -318,6 +321,9 @@ def test_the_plan_tells_steps_share_time_and_memory():
     words = text_of(plan_html(Plan(266, 133, 147_970, 4_421_634, 41.0, 310.0, "cpu"), RunConfig()))
     for told in ("266 2 epochs of 133", "3.35% of 4,421,634", "41 s", "on cpu", "310 MB"):
         assert told in words
+    assert "16 bits" not in words
+    narrow = Plan(266, 133, 147_970, 4_421_634, 41.0, 310.0, "cpu", "bfloat16")
+    assert "measured here, on cpu, 16 bits" in text_of(plan_html(narrow, RunConfig()))
 
 
 def test_the_scale_shows_its_arithmetic():
