@@ -5,6 +5,9 @@ runs in a thread, so that the caller hears twice a second how far it is, and its
 sentences that say what to do. Knows nothing of models.
 """
 
+import errno
+import hashlib
+import re
 import time
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -80,6 +83,7 @@ class Hub:
             raise WeightsError(explained(error, repository, name)) from error
         size = path.stat().st_size
         yield Progress(stage, size, size, 0.0)
+        _check(path, repository, name)
         return path
 
 
@@ -96,6 +100,11 @@ def explained(error: BaseException, repository: str, name: str) -> str:
             f" {repository!r}, which was not found. Check its name, {INSTEAD}."
         )
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{name} of {repository} does not fit on the disk of the cache. Make room there, let"
+            f" HF_HOME name a place that has it, {INSTEAD}."
+        )
     if isinstance(cause, OfflineModeIsEnabled):
         why = "HF_HUB_OFFLINE forbids to download it"
     elif isinstance(cause, HfHubHTTPError):
@@ -108,6 +117,26 @@ def explained(error: BaseException, repository: str, name: str) -> str:
         f"{name} of {repository} is not on this machine and {why}. Connect to the internet once"
         f" and try again, {INSTEAD}."
     )
+
+
+def _check(path: Path, repository: str, name: str) -> None:
+    """Compare a fresh download with the checksum under which the Hub keeps it.
+
+    The cache names a large file by its SHA-256. Small files, and systems without links, have other
+    names and are checked by length alone. A damaged file is removed; raises WeightsError for it.
+    """
+    kept = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{64}", kept.name):
+        return
+    with kept.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != kept.name:
+        path.unlink()
+        kept.unlink()
+        raise WeightsError(
+            f"{name} of {repository} must have the checksum {kept.name[:12]}…, arrived damaged"
+            f" ({found[:12]}…) and was removed. Try again, {INSTEAD}."
+        )
 
 
 class _CancelledError(RuntimeError):

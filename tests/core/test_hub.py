@@ -1,7 +1,11 @@
 """Downloads, from a small server on this machine that answers as the Hub does."""
 
+import errno
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -39,6 +43,10 @@ class FakeHub(ThreadingHTTPServer):
         self.status = 0
         self.pause = 0.0
         self.breaks_after = 0
+        self.breaks = -1
+        """How many answers break; -1: all."""
+        self.ranges: list[str] = []
+        self.damaged = False
 
     @property
     def endpoint(self):
@@ -54,7 +62,8 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self):
         content = self.head() or b""
         for start in range(0, len(content), 4096):
-            if self.server.breaks_after and start >= self.server.breaks_after:
+            if 0 < self.server.breaks_after <= start and self.server.breaks:
+                self.server.breaks -= 1
                 return
             with suppress(ConnectionError):  # whoever asked may have gone
                 self.wfile.write(content[start : start + 4096])
@@ -66,7 +75,11 @@ class Answer(BaseHTTPRequestHandler):
         content = self.server.files.get(f"{repository}/{name}")
         known = any(path.startswith(f"{repository}/") for path in self.server.files)
         status = self.server.status or (200 if content is not None else 404)
-        self.send_response(status)
+        asked, size = self.headers.get("Range", ""), len(content or b"")
+        begin = int(asked.removeprefix("bytes=").partition("-")[0]) if asked and content else 0
+        if asked:
+            self.server.ranges.append(asked)
+        self.send_response(206 if begin and status == 200 else status)
         if status == 404:
             self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
             content = None
@@ -75,9 +88,13 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", COMMIT)
         if status == 200:
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("Content-Length", str(len(content or b"") if status == 200 else 0))
+            if begin:
+                self.send_header("Content-Range", f"bytes {begin}-{size - 1}/{size}")
+        self.send_header("Content-Length", str(size - begin if status == 200 else 0))
         self.end_headers()
-        return content if status == 200 else None
+        if status != 200:
+            return None
+        return bytes(size - begin) if self.server.damaged else content[begin:]
 
     def log_message(self, *_):
         pass
@@ -228,6 +245,52 @@ def test_offline_mode_is_respected(server, tmp_path, monkeypatch):
     message = refused(RUN, Hub(server.endpoint, tmp_path))
     assert "HF_HUB_OFFLINE forbids to download it" in message
     assert server.asked == []
+
+
+def test_a_download_goes_on_after_a_cut(server, tmp_path, monkeypatch):
+    """Only what is missing is asked for again, and the whole is right."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    server.breaks_after, server.breaks = 8192, 1
+    hub = Hub(server.endpoint, tmp_path)
+    loaded(RUN, hub)
+    assert server.ranges and all(asked != "bytes=0-" for asked in server.ranges)
+    kept = hub.cached(REPOSITORY, "model.safetensors")
+    assert kept.read_bytes() == server.files[f"{REPOSITORY}/model.safetensors"]
+
+
+def test_a_damaged_file_is_refused_and_not_kept(server, tmp_path):
+    """Of the right length and with the wrong content: the Hub's checksum tells."""
+    server.damaged = True
+    hub = Hub(server.endpoint, tmp_path)
+    server.files["someone/tuned/model.safetensors"] = checkpoint()
+    message = refused(RUN.changed(weights="someone/tuned"), hub)
+    assert "model.safetensors of someone/tuned must have the checksum" in message
+    assert hub.cached("someone/tuned", "model.safetensors") is None
+    server.damaged = False
+    assert loaded(RUN.changed(weights="someone/tuned"), hub)[0].cfg == CFG
+
+
+def test_a_full_disk_is_told_of(server, tmp_path, monkeypatch):
+    """With where the room is needed."""
+
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub_room, "hf_hub_download", no_room)
+    message = refused(RUN, Hub(server.endpoint, tmp_path))
+    assert "does not fit on the disk of the cache. Make room there, let HF_HOME name" in message
+
+
+def test_the_environment_says_where_from_and_where_to(server, tmp_path):
+    """HF_ENDPOINT and HF_HOME, as everywhere; they are read when the library is imported."""
+    script = (
+        "from lora_gpt.core.hub import Hub\n"
+        f"*_, _ = Hub().fetch({REPOSITORY!r}, 'config.json', 'looking')"
+    )
+    place = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    unset = {name: v for name, v in os.environ.items() if not name.startswith("HF_")}
+    subprocess.run([sys.executable, "-c", script], env=unset | place, check=True, timeout=120)
+    assert [found.name for found in tmp_path.rglob("config.json")] == ["config.json"]
 
 
 def test_a_connection_that_keeps_breaking_is_told_of(server, tmp_path):
