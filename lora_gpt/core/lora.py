@@ -6,7 +6,7 @@ GPTModel's module paths, nothing of training or files.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +112,7 @@ class LinearWithLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         if self.merged or self.strength == 0:
             return self.linear(x)
-        if self._can_fuse(x):
+        if self.can_fuse(x):
             frozen, lora = self.linear, self.lora
             return _FusedLoRALinear.apply(
                 x,
@@ -125,13 +125,15 @@ class LinearWithLoRA(nn.Module):
             )
         return self.linear(x) + self.strength * self.lora(x)
 
-    def _can_fuse(self, x: Tensor) -> bool:
+    def can_fuse(self, x: Tensor) -> bool:
+        """Whether `x` can go through weight and update as one node of the graph."""
         weight, lora = self.linear.weight, self.lora
         frozen = not (weight.requires_grad and torch.is_grad_enabled())
         # Under autocast a float32 weight is converted anew every time: autograd can do that.
         narrowed = torch.is_autocast_enabled(x.device.type)
         fitting = weight.dtype == (torch.bfloat16 if narrowed else lora.A.dtype)
-        return frozen and fitting and x.dim() == 2 and not (lora.dropout and self.training)
+        plain = x.dim() == 2 and not self.merged and not (lora.dropout and self.training)
+        return frozen and fitting and plain
 
     def keep_across(self) -> None:
         """Keep the frozen weight as (in, out) as well, for the way forward: a processor's bfloat16
@@ -161,6 +163,51 @@ class LinearWithLoRA(nn.Module):
         """Put the weight from before `merge` back, bit for bit."""
         if self._unmerged is not None:
             (self.linear.weight,), self._unmerged = self._unmerged, None
+
+
+class SideBySide:
+    """Query, key and value of one attention as one product: their frozen weights in one matrix, of
+    which the layers' own become views, their A side by side and their B on a diagonal.
+
+    Where a layer cannot take part (merged, or another strength), each goes its own way.
+    """
+
+    def __init__(self, layers: Sequence[LinearWithLoRA]):
+        self.layers = tuple(layers)
+        linears = [layer.linear for layer in layers]
+        self.weight = torch.cat([linear.weight.detach() for linear in linears])  # (3d, d)
+        for linear, own in zip(linears, self.weight.chunk(len(linears)), strict=True):
+            linear.weight.data = own
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+        self.across: Tensor | None = None
+
+    def keep_across(self) -> None:
+        """As `LinearWithLoRA.keep_across`, for all of them."""
+        self.across = self.weight.T.contiguous()
+        for layer, own in zip(self.layers, self.across.chunk(len(self.layers), -1), strict=True):
+            layer._across = own
+
+    def __call__(self, x: Tensor) -> Tensor:  # (N, d) -> (N, 3d)
+        first = self.layers[0]
+        same = all(layer.strength == first.strength for layer in self.layers)
+        if not same or first.strength == 0 or not all(layer.can_fuse(x) for layer in self.layers):
+            return torch.cat([layer(x) for layer in self.layers], -1)
+        A = torch.cat([layer.lora.A for layer in self.layers], -1)  # (d, 3r)
+        B = torch.block_diag(*(layer.lora.B for layer in self.layers))  # (3r, 3d)
+        scale = first.strength * first.lora.scale
+        return _FusedLoRALinear.apply(x, self.weight, self.across, self.bias, A, B, scale)
+
+
+def lay_side_by_side(model: GPTModel) -> None:
+    """Give every attention whose query, key and value all have a frozen weight and LoRA a
+    `SideBySide`. Module tree, parameters and their names stay as they are."""
+    for block in model.trf_blocks:
+        attention = block.get_submodule("att")
+        layers = [attention.get_submodule(name) for name in ("W_query", "W_key", "W_value")]
+        fitting = [layer for layer in layers if isinstance(layer, LinearWithLoRA)]
+        if len(fitting) == 3 and not any(each.linear.weight.requires_grad for each in fitting):
+            attention.side_by_side = SideBySide(fitting)  # type: ignore[assignment]
 
 
 def replace_linear_with_lora(

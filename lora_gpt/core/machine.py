@@ -14,7 +14,13 @@ import torch
 from torch import nn
 
 from lora_gpt.config import BadValue, GPTConfig, LoRAConfig, RunConfig
-from lora_gpt.core.lora import lora_layers, mark_trainable, replace_linear_with_lora
+from lora_gpt.core.lora import (
+    SideBySide,
+    lay_side_by_side,
+    lora_layers,
+    mark_trainable,
+    replace_linear_with_lora,
+)
 from lora_gpt.core.model import GPTModel, Packing
 
 ROWS = 32
@@ -115,16 +121,22 @@ def compute_in(model: GPTModel, precision: str) -> GPTModel:
     In bfloat16 the frozen linear layers are kept in it: half the bytes to read, and nothing to
     convert in a step. What is trained, the shortcuts, LayerNorms and the head stay float32.
     """
+    on_cpu = model.tok_emb.weight.device.type == "cpu"
     model.half_precision = precision == "bfloat16"
     if model.half_precision:
-        on_cpu = model.tok_emb.weight.device.type == "cpu"
         model.multiple = ROWS if on_cpu else 1
         for module in model.trf_blocks.modules():
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:
                 module.to(torch.bfloat16)
                 module.weight.data = module.weight.data.contiguous()  # a file may lie across
-        for _, layer in lora_layers(model) if on_cpu else ():
+    lay_side_by_side(model)
+    if model.half_precision and on_cpu:
+        for _, layer in lora_layers(model):
             layer.keep_across()
+        for block in model.trf_blocks:
+            together = block.get_submodule("att").side_by_side
+            if isinstance(together, SideBySide):
+                together.keep_across()  # its layers' own become views of it
     return model
 
 

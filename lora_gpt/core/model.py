@@ -9,6 +9,8 @@ Architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask L
 Shapes: B sequences, T tokens in the longest, N tokens in all, nh heads of size hs.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,23 +126,34 @@ class MultiHeadAttention(nn.Module):
         self.W_value = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
         self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim)
         self.dropout = nn.Dropout(cfg.drop_rate)
+        self.side_by_side: Callable[[Tensor], Tensor] | None = None
+        """A faster way to all three, where there is one: (N, d) -> (N, 3d)."""
 
     def forward(self, x: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
         """(N, d) -> (N, d), or (B, d) for the last real tokens alone."""
 
-        def heads(padded: Tensor) -> Tensor:  # (B, T, d) -> (B, nh, T, hs)
-            return padded.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-        query = self.W_query(x[packing.last] if last_only else x)
-        key, value = heads(packing.pad(self.W_key(x))), heads(packing.pad(self.W_value(x)))
         dropout = self.dropout.p if self.training else 0.0
-        if last_only:  # it sees all of its sequence: only pads must be kept from it
-            mask, query = packing.real, heads(query[:, None])
-            context = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+        if last_only:
+            # The last token sees all of its sequence: only pads must be kept from it.
+            query = self._heads(self.W_query(x[packing.last])[:, None])
+            key = self._heads(packing.pad(self.W_key(x)))
+            value = self._heads(packing.pad(self.W_value(x)))
+            context = F.scaled_dot_product_attention(query, key, value, packing.real, dropout)
         else:
-            context = causal_attention(heads(packing.pad(query)), key, value, dropout)
+            together = packing.pad(self._projected(x)).chunk(3, -1)  # three of (B, T, d)
+            query, key, value = map(self._heads, together)
+            context = causal_attention(query, key, value, dropout)
         context = context.transpose(1, 2).flatten(2)  # (B, T or 1, d)
         return self.out_proj(context[:, 0] if last_only else packing.unpad(context))
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """Query, key and value side by side: (N, d) -> (N, 3d)."""
+        if self.side_by_side is not None:
+            return self.side_by_side(x)
+        return torch.cat([self.W_query(x), self.W_key(x), self.W_value(x)], -1)
+
+    def _heads(self, padded: Tensor) -> Tensor:  # (B, T, d) -> (B, nh, T, hs)
+        return padded.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class TransformerBlock(nn.Module):

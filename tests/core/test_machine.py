@@ -1,5 +1,6 @@
 """Devices and precisions: what is chosen, and that bfloat16 trains what float32 trains."""
 
+import copy
 import time
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lora_gpt.config import MODELS, GPTConfig, LoRAConfig, RunConfig
+from lora_gpt.config import MODELS, TARGETS, GPTConfig, LoRAConfig, RunConfig
 from lora_gpt.core import machine
 from lora_gpt.core.classify import pack
-from lora_gpt.core.lora import lora_layers, prepare
+from lora_gpt.core.lora import lora_layers, prepare, set_strength
 from lora_gpt.core.machine import BlockStep, choose_precision, compute_in, keep_freed_memory
 from lora_gpt.core.model import GPTModel, initialise
 
@@ -74,6 +75,43 @@ def test_merging_in_bfloat16_equals_not_merging():
     for _, layer in lora_layers(model):
         layer.unmerge()
     torch.testing.assert_close(model.last_logits(tokens, packing), before, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("targets", [tuple(TARGETS), ("W_query", "W_value"), ("ff_in",)])
+def test_side_by_side_changes_nothing(targets):
+    """Query, key and value in one product: values, gradients, names and the saved file stay."""
+    lora = LoRAConfig(rank=4, targets=targets)
+    plain = prepare(initialise(GPTModel(SMALL), 0), "lora", lora, 0)
+    for _, layer in lora_layers(plain):
+        nn.init.normal_(layer.lora.B, 0, 0.05, generator=torch.Generator().manual_seed(1))
+    together = compute_in(copy.deepcopy(plain), "float32")
+    joined = [block.att.side_by_side is not None for block in together.trf_blocks]
+    assert joined == [targets == tuple(TARGETS)] * 3
+    (loss, gradients), (other, others) = learnt(plain), learnt(together)
+    assert loss == pytest.approx(other, rel=1e-6)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], rtol=1e-4, atol=1e-6)
+    for name, values in plain.state_dict().items():
+        assert torch.equal(values, together.state_dict()[name]), name
+
+
+def test_side_by_side_follows_strength_and_merging():
+    """Each layer may go its own way, and what is said is the same."""
+    model = classifier("float32").eval()
+    plain = prepare(initialise(GPTModel(SMALL), 0), "lora", LoRAConfig(rank=4), 0).eval()
+    plain.load_state_dict(model.state_dict())
+    tokens, packing = pack(SEQUENCES, CPU)
+    for change in (
+        lambda each: set_strength(each, 0.5),
+        lambda each: setattr(each.trf_blocks[0].att.W_key, "strength", 2.0),
+        lambda each: each.trf_blocks[1].att.W_value.merge(),
+        lambda each: set_strength(each, 0),
+    ):
+        change(model)
+        change(plain)
+        expected = plain.last_logits(tokens, packing)
+        torch.testing.assert_close(model.last_logits(tokens, packing), expected)
 
 
 def step_of(**changes):
