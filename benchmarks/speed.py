@@ -10,7 +10,8 @@ the peak of a process of its own above that of an interpreter with torch importe
 
 Contestants: `ours` (random batches, packed rows) and peft with batches of like length (`grouped`,
 which makes batches of one class), random batches padded to their longest (`dynamic`), and every
-message padded to the longest of all, as the labs do (`labs`).
+message padded to the longest of all, as the labs do (`labs`). Frozen weights are float32; `-16` at
+the end of a name keeps them, and multiplies, in bfloat16.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from lora_gpt.core.split import split
 from lora_gpt.core.training import Part, Trainer
 from lora_gpt.core.weights import load_base
 
-CONTESTANTS = ("ours", "grouped", "dynamic", "labs")
+CONTESTANTS = ("ours", "ours-16", "grouped", "grouped-16", "dynamic", "labs")
 BATCH = 8
 Run = Callable[[int], tuple[float, int]]
 """Some batches -> seconds that they took and real tokens in them."""
@@ -205,78 +206,88 @@ def needed(tokens: int, messages: int) -> float:
     return 2 * full - 3 * square * tokens
 
 
+def configured(name: str) -> RunConfig:
+    """The run of a contestant."""
+    precision = "bfloat16" if name.endswith("-16") else "float32"
+    return preset("lab").changed(
+        model="gpt2", init="random", data="sms-spam", precision=precision, device="cpu"
+    )
+
+
+def contestant(name: str) -> Run:
+    config, kind = configured(name), name.removesuffix("-16")
+    return ours(config) if kind == "ours" else theirs(config, kind)
+
+
 def main() -> None:
     """Measure, or with --memory-of be the process that is measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=15, help="of each contestant in a round")
     parser.add_argument("--contestants", choices=CONTESTANTS, nargs="*", default=[*CONTESTANTS])
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--memory-of", choices=(*CONTESTANTS, "nothing"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    config = preset("lab").changed(
-        model="gpt2", init="random", data="sms-spam", precision=options.precision, device="cpu"
-    )
     if options.memory_of:
         if options.memory_of != "nothing":
-            contestant(options.memory_of, config)(options.batches)
+            contestant(options.memory_of)(options.batches)
         print(peak_memory_mb(torch.device("cpu")))
         return
-    sequences, _ = sequences_of(config)
+    sequences, _ = sequences_of(configured("ours"))
     total = sum(map(len, sequences)) * (len(sequences) // BATCH * BATCH) // len(sequences)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
-    print(
-        f"torch {torch.__version__}, {options.precision}; {len(sequences)} messages, {total} tokens"
-    )
-    runs = {name: contestant(name, config) for name in options.contestants}
-    for run in runs.values():
-        run(2)  # warm
+    print(f"torch {torch.__version__}; {len(sequences)} messages, {total} tokens an epoch")
+    runs = {name: contestant(name) for name in options.contestants}
+
+    def batches_of(name: str) -> int:
+        return max(3, options.batches // 5) if name == "labs" else options.batches
+
+    for name, run in runs.items():
+        run(batches_of(name))  # warm: kernels for every shape are compiled
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    shares = []
-    for _ in range(options.rounds):
+    shares: dict[str, list[float]] = {name: [] for name in runs if name.startswith("ours")}
+    for number in range(options.rounds):
         for name, run in runs.items():
-            spent, tokens = run(max(3, options.batches // 5) if name == "labs" else options.batches)
+            spent, tokens = run(batches_of(name))
             seconds[name].append(spent / tokens * total)
-            print(f"{name} {seconds[name][-1]:.1f} s an epoch", flush=True)
-        if "ours" in runs:
-            per_step = total * BATCH // len(sequences)
-            rate = product_rate(per_step, options.precision)
-            floor = needed(total, len(sequences) // BATCH * BATCH) / rate
-            shares.append(floor / seconds["ours"][-1])
-            print(f"products: {rate / 1e9:.0f} G/s, share of that rate {shares[-1]:.0%}")
-    report(options, seconds, shares)
+            if name in shares:
+                precision = configured(name).training.precision
+                rate = product_rate(total * BATCH // len(sequences), precision)
+                floor = needed(total, len(sequences) // BATCH * BATCH) / rate
+                shares[name].append(floor / seconds[name][-1])
+        told = ", ".join(f"{name} {spent[-1]:.1f} s" for name, spent in seconds.items())
+        print(f"round {number + 1}: {told}", flush=True)
+    report(seconds, shares)
 
 
-def contestant(name: str, config: RunConfig) -> Run:
-    return ours(config) if name == "ours" else theirs(config, name)
-
-
-def memory(name: str, options: argparse.Namespace) -> float:
+def memory(name: str) -> float:
     """Peak of a process that takes one round of `name`, MiB above one that only imports torch."""
-    command = [sys.executable, __file__, "--precision", options.precision, "--batches", "15"]
+    command = [sys.executable, __file__, "--batches", "15", "--memory-of"]
     peaks = [
-        float(subprocess.check_output([*command, "--memory-of", each], text=True).split()[-1])
+        float(subprocess.check_output([*command, each], text=True).split()[-1])
         for each in (name, "nothing")
     ]
     return peaks[0] - peaks[1]
 
 
-def report(
-    options: argparse.Namespace, seconds: dict[str, list[float]], shares: list[float]
-) -> None:
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """How many times longer, the median over rounds."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def report(seconds: dict[str, list[float]], shares: dict[str, list[float]]) -> None:
     """The table of the README and one line of JSON."""
     found = []
-    print("| | an epoch | ours is faster by | memory |\n| --- | ---: | ---: | ---: |")
+    heads = "".join(f" times {name} |" for name in shares)
+    print(f"| | an epoch |{heads} memory |\n| --- | ---: |{' ---: |' * len(shares)} ---: |")
     for name, spent in seconds.items():
-        ratio = statistics.median(
-            b / a for a, b in zip(seconds.get("ours", spent), spent, strict=True)
-        )
-        peak = memory(name, options)
-        print(f"| {name} | {statistics.median(spent):.0f} s | {ratio:.2f} | {peak:.0f} MB |")
-        found.append({"name": name, "seconds": spent, "ratio": ratio, "memory_mb": peak})
-    if shares:
-        print(f"share of the rate of products: {statistics.median(shares):.0%}")
-    print(json.dumps({"precision": options.precision, "contestants": found, "shares": shares}))
+        ratios = [ratio(spent, seconds[own]) for own in shares]
+        peak = memory(name)
+        told = "".join(f" {each:.2f} |" for each in ratios)
+        print(f"| {name} | {statistics.median(spent):.0f} s |{told} {peak:.0f} MB |", flush=True)
+        found.append({"name": name, "seconds": spent, "ratios": ratios, "memory_mb": peak})
+    for name, share in shares.items():
+        print(f"{name}: {statistics.median(share):.0%} of the rate of products")
+    print(json.dumps({"contestants": found, "shares": shares}))
 
 
 if __name__ == "__main__":

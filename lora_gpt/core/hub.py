@@ -7,6 +7,7 @@ sentences that say what to do. Knows nothing of models.
 
 import errno
 import hashlib
+import os
 import re
 import time
 from collections.abc import Generator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2  # what huggingface_hub speaks with: connections that break raise its errors
+import huggingface_hub
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -31,6 +33,9 @@ from huggingface_hub.errors import (
 from lora_gpt.core.tensor_file import WeightsError
 from lora_gpt.events import Progress
 
+# Its warnings tell every try again; ours tell how far it is and, at the end, what went wrong.
+if "HF_HUB_VERBOSITY" not in os.environ:
+    huggingface_hub.logging.set_verbosity_error()
 INTERVAL = 0.5
 """Seconds between two words on the progress."""
 INSTEAD = "set 'Weights from' to a folder that holds model.safetensors, or choose the bundled mini"
