@@ -79,7 +79,9 @@ def _stopped(run: Run, step: int) -> Stopped:
 
 def sentence(error: Exception) -> str:
     """What people are told of a fault: the house's own errors in their own words."""
-    own = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
+    # The process itself runs as __main__: its own name does not tell the house.
+    house = RunConfig.__module__.partition(".")[0]
+    own = type(error).__module__.partition(".")[0] == house
     if own or type(error) is ArithmeticError:
         return str(error)
     if isinstance(error, ArithmeticError):

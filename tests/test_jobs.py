@@ -291,6 +291,14 @@ def test_resume(store, jobs):
     assert later == list(range(step, 30))
 
 
+def test_the_worker_process_tells_a_fault_of_the_house_in_its_words(store, jobs):
+    """There the module runs under another name, and must know its house all the same."""
+    run = make(store, "bad value")
+    jobs.submit(run.id)
+    assert ended(run) == "failed"
+    assert run.since()[0][-1].message == "rank: must be smaller; got 8"
+
+
 def test_a_failed_run_can_be_resumed(store, jobs):
     """A fault may lie in the machine: a full disk, a network that is away."""
     run = make(store, "surprise")

@@ -65,7 +65,7 @@ class BlockStep:
         return cls(cfg, config.lora, training.method, whole, training.batch_size, device)
 
     def seconds(self, precision: str) -> float:
-        """Seconds that it takes here and now, forward and back, the best of three tries.
+        """Seconds that it takes here and now, forward and back, the best of some tries.
 
         Asked again after a minute only: other work on the machine comes and goes.
         """
@@ -85,7 +85,7 @@ def _seconds_in_this_minute(minute: int, step: BlockStep, precision: str) -> flo
     width = max(1, min(cfg.context_length, round(step.tokens / step.batch)))
     packing = Packing([width] * step.batch, device, model.multiple)
     best = float("inf")
-    for _ in range(4):  # the first one warms up
+    for _ in range(6):  # the first ones warm up
         x = torch.randn(packing.rows, cfg.emb_dim, device=device, requires_grad=True)
         begun = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=model.half_precision):
