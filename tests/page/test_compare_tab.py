@@ -2,6 +2,8 @@ import re
 
 from playwright.sync_api import expect
 
+from lora_gpt.config import METHODS, MODELS
+
 
 def test_the_costs_of_every_model_and_method(visit):
     """The labs' LoRA line stands in the table, with the memory that follows from it."""
@@ -9,7 +11,7 @@ def test_the_costs_of_every_model_and_method(visit):
     costs = page.locator("#costs")
     for words in ("GPT-2 XL", "1,328,642", "125,768,450", "1.06%", "503 MB", "head only"):
         expect(costs).to_contain_text(words)
-    assert costs.locator("tr").count() == 1 + 5 * 3
+    assert costs.locator("tr").count() == 1 + len(MODELS) * len(METHODS)
     assert costs.locator("tr.on").count() == 3
 
 
@@ -18,7 +20,8 @@ def test_the_chart_is_drawn_and_follows_the_knobs(visit):
     plot = page.locator("figure.chart").first
     expect(plot.locator(".annotation-text").first).to_be_visible()
     expect(plot).to_have_attribute(
-        "aria-label", "Trained share over the rank for 5 models; GPT-2 124M trains 1.06% at rank 8."
+        "aria-label",
+        f"Trained share over the rank for {len(MODELS)} models; GPT-2 124M trains 1.06% at rank 8.",
     )
     box = page.get_by_label("number input for Rank r").filter(visible=True)
     box.fill("64")
