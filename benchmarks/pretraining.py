@@ -5,8 +5,8 @@
 Tasks, each over seeds, beside the linear baseline on the same splits: the labs' protocol on the SMS
 Spam Collection, one epoch; the same with three epochs at twice the learning rate; the default
 preset on it, balanced and with duplicates kept apart; the default preset on the bundled messages.
-Prints a line a seed, then the table of the README, then
-one line of JSON. Nothing is chosen here: recipes were chosen on validation parts of other seeds.
+Prints a line a seed, then the table of the README and what a training took, then one line of JSON.
+Nothing is chosen here: recipes were chosen on validation parts of other seeds.
 """
 
 import argparse

@@ -42,7 +42,6 @@ class Estimate:
     """What a run will roughly cost on this machine."""
 
     steps: int
-    tokens_per_step: float
     seconds: float
     memory_mb: float
     precision: str
@@ -53,17 +52,15 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     training, cfg = config.training, config.architecture
     steps = len(lengths) // training.batch_size * training.epochs
     steps = min(steps, training.max_steps) if training.max_steps else steps
-    tokens = training.batch_size * sum(lengths) / max(1, len(lengths))
-    step = BlockStep.of(config, tokens, device)
+    step = BlockStep.of(config, lengths, device)
     precision = choose_precision(training.precision, step)
     of_a_step = step.seconds(precision)
     root = tree(config.model, "classifier", config.lora, training.method)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
     # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block.
-    passing = 24 * FLOAT * cfg.emb_dim * tokens * cfg.n_layers
+    passing = 24 * FLOAT * cfg.emb_dim * step.tokens * cfg.n_layers
     return Estimate(
         steps=steps,
-        tokens_per_step=tokens,
         seconds=steps * of_a_step * cfg.n_layers,
         memory_mb=(held.total + passing) / MB,
         precision=precision,

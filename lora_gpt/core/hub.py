@@ -33,9 +33,6 @@ from huggingface_hub.errors import (
 from lora_gpt.core.tensor_file import WeightsError
 from lora_gpt.events import Progress
 
-# Its warnings tell every try again; ours tell how far it is and, at the end, what went wrong.
-if "HF_HUB_VERBOSITY" not in os.environ:
-    huggingface_hub.logging.set_verbosity_error()
 INTERVAL = 0.5
 """Seconds between two words on the progress."""
 INSTEAD = "set 'Weights from' to a folder that holds model.safetensors, or choose the bundled mini"
@@ -66,6 +63,9 @@ class Hub:
         """
         if found := self.cached(repository, name):
             return found
+        if "HF_HUB_VERBOSITY" not in os.environ:
+            # Its warnings tell of every try; ours say how far it is and, at the end, what is wrong.
+            huggingface_hub.logging.set_verbosity_error()
         meter = _Meter()
         options: dict[str, Any] = {
             "endpoint": self.endpoint,

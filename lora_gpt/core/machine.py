@@ -7,6 +7,7 @@ backward pass here and now. Knows nothing of weights, messages or the course of 
 import ctypes
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
@@ -57,12 +58,11 @@ class BlockStep:
     device: torch.device
 
     @classmethod
-    def of(cls, config: RunConfig, tokens: float, device: torch.device) -> "BlockStep":
-        """That of `config`, with `tokens` real tokens in a batch."""
-        training = config.training
-        whole = max(1, round(tokens))
-        cfg = config.architecture
-        return cls(cfg, config.lora, training.method, whole, training.batch_size, device)
+    def of(cls, config: RunConfig, lengths: Sequence[int], device: torch.device) -> "BlockStep":
+        """That of `config` on an average batch of messages of `lengths` tokens."""
+        training, cfg = config.training, config.architecture
+        tokens = max(1, round(training.batch_size * sum(lengths) / max(1, len(lengths))))
+        return cls(cfg, config.lora, training.method, tokens, training.batch_size, device)
 
     def seconds(self, precision: str) -> float:
         """Seconds that it takes here and now, forward and back, the best of some tries.
@@ -98,7 +98,8 @@ def _seconds_in_this_minute(minute: int, step: BlockStep, precision: str) -> flo
 
 
 def choose_precision(name: str, step: BlockStep) -> str:
-    """'auto' -> 'float32' or 'bfloat16', by which of them takes less time for `step`."""
+    """'auto' -> 'float32' or 'bfloat16', by which of them takes this machine less time for the
+    model of `step`, whatever its knobs."""
     if name != "auto":
         return name
     if step.device.type != "cpu":
@@ -106,11 +107,12 @@ def choose_precision(name: str, step: BlockStep) -> str:
         return "bfloat16" if on_cuda else "float32"
     if 12 * step.cfg.emb_dim**2 * step.cfg.n_layers < LARGE:
         return "float32"
-    return _choice_of_this_process(step)
+    return _choice_of_this_process(step.cfg, step.device)
 
 
 @cache
-def _choice_of_this_process(step: BlockStep) -> str:
+def _choice_of_this_process(cfg: GPTConfig, device: torch.device) -> str:
+    step = BlockStep(cfg, LoRAConfig(), "lora", 256, 8, device)
     gain = step.seconds("float32") / step.seconds("bfloat16")
     return "bfloat16" if gain >= WORTH_IT else "float32"
 

@@ -121,12 +121,6 @@ class Trainer:
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=10)
         self._order: tuple[int, list[int]] = (-1, [])
 
-    @property
-    def tokens_per_step(self) -> float:
-        """Real tokens in a batch, on average."""
-        mean = sum(map(len, self.train.sequences)) / len(self.train)
-        return mean * self.config.training.batch_size
-
     def batch(self) -> list[int]:
         """Places in the training part of the messages of this step."""
         epoch, batch = divmod(self.step, self.per_epoch)
@@ -284,7 +278,7 @@ def train(
     if checkpoint is not None:
         trainer.restore(checkpoint)
     else:
-        step = BlockStep.of(config, trainer.tokens_per_step, device)
+        step = BlockStep.of(config, [*map(len, trainer.train.sequences)], device)
         compute_in(model, choose_precision(config.training.precision, step))
     validation = Part.of(parts.validation, classifier) if parts.validation else None
     yield _started(trainer, parts)

@@ -173,10 +173,11 @@ def _check_description(path: Path, config: RunConfig) -> None:
                 f"config.json: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
                 f" {got!r}. {_fitting(told)}"
             )
-    if told.get("vocab_size", cfg.vocab_size) < cfg.vocab_size:
+    rows = told.get("vocab_size", cfg.vocab_size)
+    if not isinstance(rows, int) or rows < cfg.vocab_size:
         raise WeightsError(
-            f"config.json: vocab_size must be at least {cfg.vocab_size} for {label}; got"
-            f" {told['vocab_size']!r}. {_fitting(told)}"
+            f"config.json: vocab_size must be at least {cfg.vocab_size} for {label}; got {rows!r}."
+            f" {_fitting(told)}"
         )
 
 

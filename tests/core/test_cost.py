@@ -10,6 +10,7 @@ import torch
 from lora_gpt.config import RunConfig
 from lora_gpt.core import cost
 from lora_gpt.core.cost import Memory, estimate, memory_of, peak_memory_mb
+from lora_gpt.core.machine import BlockStep
 from lora_gpt.core.structure import StageCount, counts
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def test_an_estimate_counts_the_steps():
     assert estimate(RUN, lengths, CPU).steps == 4
     assert estimate(RUN.changed(epochs=3), lengths, CPU).steps == 12
     assert estimate(RUN.changed(epochs=3, max_steps=5), lengths, CPU).steps == 5
-    assert estimate(RUN, lengths, CPU).tokens_per_step == 16
+    assert BlockStep.of(RUN, lengths, CPU).tokens == 16
 
 
 @pytest.mark.parametrize("method", ["lora", "head", "full"])

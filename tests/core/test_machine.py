@@ -115,7 +115,7 @@ def test_side_by_side_follows_strength_and_merging():
 
 
 def step_of(**changes):
-    return BlockStep.of(RunConfig().changed(**changes), 64, CPU)
+    return BlockStep.of(RunConfig().changed(**changes), [8], CPU)
 
 
 @pytest.mark.parametrize(("gain", "chosen"), [(2.0, "bfloat16"), (1.1, "float32")])

@@ -335,6 +335,7 @@ def test_a_header_that_starts_like_a_pickle_is_no_pickle(tmp_path):
         ({"n_layer": 12}, "config.json: n_layer must be 2"),
         ({"n_inner": 100}, "config.json: n_inner must be None or 96"),
         ({"vocab_size": 96}, "config.json: vocab_size must be at least 97 for GPT-2 124M; got 96"),
+        ({"vocab_size": "many"}, "config.json: vocab_size must be at least 97"),
         ({"n_layer": 12}, "the sizes known here are "),
         (
             {"n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024},
