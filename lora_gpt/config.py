@@ -416,7 +416,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Named starting points: what each changes in the default run."""
 
 PRESET_LABELS = {
-    "default": "Default: three epochs, duplicates kept apart, a validation part",
+    "default": "Default: three epochs",
     "lab": "Lab protocol, seed 42: one epoch, 1,195 to train and 299 to test on the SMS data",
     "lab-2": "Lab protocol, seed 123: two epochs",
     "quick": "Quick look: 60 steps",

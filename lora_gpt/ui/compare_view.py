@@ -176,5 +176,6 @@ def _run_row(run: RunSummary, whose: str) -> str:
     )
     numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
     return (
-        f'<tr><td>{escape(run.label)}</td><td><span class="tag">{whose}</span></td>{numbers}</tr>'
+        f'<tr><td class="name">{escape(run.label)}</td>'
+        f'<td><span class="tag">{whose}</span></td>{numbers}</tr>'
     )
