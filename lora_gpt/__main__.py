@@ -128,6 +128,10 @@ def build_parser() -> Parser:
     runs = command("runs", "List the runs, newest first.")
     _add_runs(runs)
 
+    delete = command("delete", "Delete a run, its adapter and its log, for good.")
+    delete.add_argument("run", help="The run's id or folder.")
+    _add_runs(delete)
+
     report = command("report", "Print the lab report of a run, in Markdown.")
     _add_run(report)
 
@@ -320,6 +324,15 @@ def run_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if not found:
         print("No run yet: 'python -m lora_gpt train' makes one.")
     return found
+
+
+def run_delete(arguments: argparse.Namespace) -> dict[str, Any]:
+    service = _service(arguments)
+    # Whoever has the command line has the folder: there is no owner to ask for.
+    run = service.store.open(_run_name(service, arguments.run))
+    run.delete()
+    print(f"Run {run.id} is deleted.")
+    return {"run": run.id}
 
 
 def run_report(arguments: argparse.Namespace) -> dict[str, Any]:

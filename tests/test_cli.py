@@ -13,6 +13,7 @@ import torch
 
 from lora_gpt import service as service_room
 from lora_gpt.__main__ import build_parser, main
+from lora_gpt.config import RunConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.events import Failed, Started, Step
 from lora_gpt.store import RunStore
@@ -240,6 +241,24 @@ def test_runs(trained, run, tmp_path, capsys):
     assert "No run yet" in capsys.readouterr().out
 
 
+def test_delete(tmp_path, capsys):
+    """By id or by folder, once; a bundled run has no id here."""
+    store = RunStore(tmp_path / "runs")
+    first, second, kept = (store.create(RunConfig()) for _ in range(3))
+    assert main(["delete", first.id, "--runs", str(store.root), "--json"]) == 0
+    printed, last = capsys.readouterr().out.splitlines()
+    assert printed == f"Run {first.id} is deleted." and json.loads(last) == {"run": first.id}
+    assert main(["delete", str(second.path), "--runs", str(store.root)]) == 0
+    assert [run.id for run in store.runs()] == [kept.id]
+    with kept.claim():
+        assert "must be stopped before" in refused(
+            ["delete", kept.id, "--runs", str(store.root)], capsys
+        )
+    for gone in (first.id, "rank-8", "../runs"):
+        assert "run: " in refused(["delete", gone, "--runs", str(store.root)], capsys)
+    assert kept.path.is_dir()
+
+
 # --- interruption and failure --------------------------------------------------------------------
 
 STARTED = Started(4, 4, 16, 0, 4, 0, 0, 1, 2, "cpu", 1)
@@ -457,7 +476,7 @@ def commands():
 def test_every_option_of_every_command_has_help():
     """And every command says what it is for, also when asked for help as a whole."""
     assert [*commands()] == [
-        *("tree", "count", "train", "evaluate", "classify", "runs", "report", "pretrain"),
+        *("tree", "count", "train", "evaluate", "classify", "runs", "delete", "report", "pretrain"),
     ]
     for name, parser in commands().items():
         assert parser.description, name

@@ -18,6 +18,11 @@ class Stage:
     start: gr.Button
     stop: gr.Button
     resume: gr.Button
+    delete: gr.Button
+    doubt: gr.Row
+    """Asks once more before a run is deleted."""
+    sure: gr.Button
+    keep: gr.Button
     runs: gr.Dropdown
     live: gr.Column
     progress: gr.HTML
@@ -36,7 +41,8 @@ class Stage:
     def watched(self) -> list[Any]:
         """Everything that changes while a run goes on."""
         return [
-            *(self.course, self.stop, self.resume, self.runs, self.live, self.progress),
+            *(self.course, self.stop, self.resume, self.delete, self.doubt, self.runs),
+            *(self.live, self.progress),
             *(self.loss, self.accuracy, self.log, self.result, self.files),
         ]
 
@@ -48,6 +54,11 @@ def build_stage() -> Stage:
         start = gr.Button("Start training", variant="primary", elem_id="train-start", min_width=150)
         stop = gr.Button("Stop", interactive=False, elem_id="train-stop", min_width=90)
         resume = gr.Button("Resume", interactive=False, elem_id="train-resume", min_width=90)
+        delete = gr.Button("Delete", interactive=False, elem_id="train-delete", min_width=90)
+    with gr.Row(elem_classes="actions doubt", visible=False) as doubt:
+        gr.HTML("<p>Delete this run with its adapter and its log, for good?</p>")
+        sure = gr.Button("Delete for good", variant="stop", elem_id="train-sure", min_width=150)
+        keep = gr.Button("Keep it", elem_id="train-keep", min_width=90)
     runs = gr.Dropdown(
         [],
         label="Look at",
@@ -74,6 +85,7 @@ def build_stage() -> Stage:
         preview = gr.HTML(elem_id="train-preview")
         lengths = chart("Lengths of the messages", 200, "The lengths appear with the messages.")
     return Stage(
-        *(course, plan, start, stop, resume, runs, live, progress, smoothed, loss, accuracy),
-        *(log, result, files, adapter, report, preview, lengths),
+        *(course, plan, start, stop, resume, delete, doubt, sure, keep, runs),
+        *(live, progress, smoothed, loss, accuracy, log),
+        *(result, files, adapter, report, preview, lengths),
     )

@@ -78,6 +78,10 @@ class Course:
     def resumable(self) -> bool:
         return self.status in ("stopped", "interrupted", "failed")
 
+    @property
+    def deletable(self) -> bool:
+        return self.resumable or self.status == "finished"
+
 
 def fold(course: Course, events: Iterable[Event]) -> Course:
     """`course` after `events`. A run that goes on from a checkpoint forgets what came after it."""

@@ -103,6 +103,8 @@ DATA_KNOBS = (
 def shown(stage: Stage, course: Course, smoothed: bool, before: Course | None) -> dict[Any, Any]:
     """What must be redrawn to show `course` where `before` is on the page; None redraws all."""
     fresh: dict[Any, Any] = {stage.course: course, stage.progress: progress_html(course)}
+    if before is None:
+        fresh[stage.doubt] = gr.Row(visible=False)  # it was about another run
     if before is None or _drawn(before) != _drawn(course):
         fresh[stage.loss], fresh[stage.accuracy] = figures(course, smoothed)
         fresh[stage.log] = "\n".join(log_lines(course))
@@ -111,6 +113,7 @@ def shown(stage: Stage, course: Course, smoothed: bool, before: Course | None) -
         may = course.mine
         fresh[stage.stop] = gr.Button("Stop", interactive=may and course.under_way)
         fresh[stage.resume] = gr.Button(interactive=may and course.resumable)
+        fresh[stage.delete] = gr.Button(interactive=may and course.deletable)
         fresh[stage.files] = gr.Row(visible=course.has_adapter)
         fresh[stage.live] = gr.Column(visible=bool(course.run))
     return fresh
@@ -137,7 +140,7 @@ def anew(service: Service, stage: Stage, run_id: str, owner: str, smoothed: bool
 def wire_buttons(
     service: Service, session: Session, form: Form, stage: Stage, start_from: gr.Dropdown
 ) -> None:
-    """Start, stop, resume, and picking a run."""
+    """Start, stop, resume, delete, and picking a run."""
 
     @guard
     def start(owner: str, smoothed: bool, name: str, *values: Any) -> dict[Any, Any]:
@@ -164,6 +167,11 @@ def wire_buttons(
         return anew(service, stage, course.run, owner, smoothed)
 
     @guard
+    def delete(owner: str, smoothed: bool, course: Course) -> dict[Any, Any]:
+        service.delete(course.run, owner)
+        return anew(service, stage, "", owner, smoothed) | {session.run: ""}
+
+    @guard
     def pick(run_id: str | None, owner: str, smoothed: bool) -> dict[Any, Any]:
         return anew(service, stage, run_id or "", owner, smoothed) | {session.run: run_id or ""}
 
@@ -173,7 +181,10 @@ def wire_buttons(
     stage.stop.click(stop, [who, course], stage.stop, **QUIET)
     stage.resume.click(resume, [who, smoothed, course], out, **QUIET)
     picked = stage.runs.input(pick, [stage.runs, who, smoothed], with_run, **QUIET)
-    for event in (started, picked):
+    stage.delete.click(lambda: gr.Row(visible=True), None, stage.doubt, **TICK)
+    stage.keep.click(lambda: gr.Row(visible=False), None, stage.doubt, **TICK)
+    deleted = stage.sure.click(delete, [who, smoothed, course], with_run, **QUIET)
+    for event in (started, picked, deleted):
         event.success(None, js=FORGET_SHARED, **PRIVATE)
 
 

@@ -114,6 +114,31 @@ def test_a_run_is_watched_to_its_end(visit, messages):
     expect(page.locator("#train-resume")).to_be_disabled()
 
 
+def test_a_run_is_deleted_once_it_is_meant(visit, app, messages):
+    """Not while it goes on, and not before a second click; then it is gone from list and disk."""
+    page = visit("Train")
+    use_own(page, messages)
+    choose(page, "Start from", re.compile("Quick look"))
+    expect(page.locator("#train-plan")).to_contain_text("1 epoch of 7")
+    expect(page.locator("#train-delete")).to_be_disabled()
+    page.locator("#train-start").click()
+    expect(page.locator("#train-delete")).to_be_disabled()
+    progress = page.locator("#train-progress")
+    expect(progress).to_contain_text("Finished: 7 steps", timeout=PATIENCE)
+    before = {run.id for run in app.service.runs()}
+    page.locator("#train-delete").click()
+    page.locator("#train-keep").click()
+    expect(page.locator("#train-sure")).to_have_count(0)
+    assert {run.id for run in app.service.runs()} == before
+    page.locator("#train-delete").click()
+    page.locator("#train-sure").click()
+    expect(progress).to_have_count(0)
+    expect(page.locator("#train-delete")).to_be_disabled()
+    expect(page.get_by_label("Look at")).to_have_value("")
+    assert len(before - {run.id for run in app.service.runs()}) == 1
+    assert visit("Train", on=page.context.new_page()).locator("#train-progress").count() == 0
+
+
 def test_pretrained_and_random_start_are_drawn_in_one_chart(visit, app, messages):
     """One preset starts both; the second is drawn beside the first and its accuracy is told."""
     page = visit("Train")
@@ -141,6 +166,7 @@ def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):
     expect(page.locator("#train-progress")).to_contain_text("started elsewhere")
     expect(page.locator("#train-stop")).to_be_disabled()
     expect(page.locator("#train-resume")).to_be_disabled()
+    expect(page.locator("#train-delete")).to_be_disabled()
     with page.expect_download() as taken:
         page.locator("#train-adapter").click()
     with zipfile.ZipFile(taken.value.path()) as archive:
