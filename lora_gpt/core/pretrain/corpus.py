@@ -39,9 +39,9 @@ class Source:
 OWN = ASSETS / "mini"
 """Where the text lies that was written for this project; the rest lies in the folder of texts."""
 SOURCES = (
-    Source("enron_spam_mail", "subject", 0.5, "public record (Enron-Spam 2006)"),
+    Source("enron_spam_mail", "subject", 0.5, "public record (Enron-Spam 2006)", copies=4),
     Source("schema_guided_dialogue", "blank-line", 0.5, "CC BY-SA 4.0, Google"),
-    Source("common_voice_sentences", "line", 0.5, "CC0, Mozilla"),
+    Source("common_voice_sentences", "line", 0.5, "CC0, Mozilla", copies=4),
     Source("taskmaster4", "blank-line", 0.5, "CC BY 4.0, Google"),
     Source("gutenberg", "book", 0.15, "public domain in the US"),
     Source("threads", "thread", 0.35, "MIT, written for this project", copies=8),
@@ -55,12 +55,12 @@ STAGES: dict[str, dict[str, float]] = {
         "gutenberg": 0.36,
     },
     "messages": {
-        "threads": 0.35,
-        "enron_spam_mail": 0.20,
+        "threads": 0.42,
+        "enron_spam_mail": 0.15,
         "schema_guided_dialogue": 0.12,
-        "common_voice_sentences": 0.13,
-        "taskmaster4": 0.03,
-        "gutenberg": 0.17,
+        "common_voice_sentences": 0.10,
+        "taskmaster4": 0.02,
+        "gutenberg": 0.19,
     },
 }
 """Share of each source in the tokens of a stage; the stages follow each other."""

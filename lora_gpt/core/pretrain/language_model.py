@@ -33,6 +33,8 @@ class Recipe:
     rows: int = 24
     width: int = 256
     learning_rate: float = 2e-3
+    matrix_rate: float = 3e-3
+    """Learning rate of Muon, which trains the blocks' matrices; AdamW trains everything else."""
     warmup_steps: int = 150
     fall: float = 0.2
     weight_decay: float = 0.1
@@ -40,13 +42,19 @@ class Recipe:
     seed: int = 0
 
     @property
+    def rates(self) -> tuple[float, float]:
+        """The full learning rates, in the order of the optimizers."""
+        return self.matrix_rate, self.learning_rate
+
+    @property
     def steps(self) -> int:
         return max(1, self.tokens // (self.rows * self.width))
 
-    def rate(self, step: int) -> float:
+    def share_of_rate(self, step: int) -> float:
+        """What the learning rates are multiplied by at `step`, 0 to 1."""
         rising = min(1.0, (step + 1) / self.warmup_steps)
         falling = min(1.0, (self.steps - step) / max(1.0, self.steps * self.fall))
-        return self.learning_rate * rising * falling
+        return rising * falling
 
 
 RECIPES: dict[str, dict[str, float]] = {
@@ -85,11 +93,16 @@ def encode_sources(corpus: Path, out: Path) -> None:
 
 
 class Mixture:
-    """Rows of tokens drawn from the sources by their shares; the same step draws the same rows."""
+    """Rows of tokens drawn from the sources by their shares; the same step draws the same rows.
+
+    A row begins where a line or a document does, as everything does that the model will classify:
+    its first positions never learn to read the middle of a sentence.
+    """
 
     def __init__(self, streams: dict[str, Tensor], recipe: Recipe):
         shares = STAGES[recipe.stage]
         self.streams = [streams[name] for name in shares]
+        self.begins = [line_begins(stream, recipe.width + 1) for stream in self.streams]
         self.shares = torch.tensor([*shares.values()])
         self.recipe = recipe
 
@@ -100,10 +113,20 @@ class Mixture:
         chosen = torch.multinomial(self.shares, count, replacement=True, generator=generator)
         rows = []
         for place in chosen.tolist():
-            stream = self.streams[place]
-            start = int(torch.randint(len(stream) - width, (1,), generator=generator))
+            stream, begins = self.streams[place], self.begins[place]
+            anywhere = torch.randint(len(stream) - width + 1, (1,), generator=generator)
+            start = begins[int(torch.searchsorted(begins, anywhere)) % len(begins)]
             rows.append(stream[start : start + width])
         return torch.stack(rows).long()
+
+
+def line_begins(stream: Tensor, width: int) -> Tensor:
+    """Places in `stream` where a line or a document begins and `width` tokens are left."""
+    encoding = tokenizer.load("mini")
+    (line_break,) = encoding.encode_ordinary("\n")
+    ends = (stream == line_break) | (stream == encoding.eot_token)
+    begins = torch.cat([torch.zeros(1, dtype=torch.long), ends.nonzero().flatten() + 1])
+    return begins[begins <= len(stream) - width]
 
 
 def language_loss(model: GPTModel, rows: Tensor, packing: Packing | None = None) -> Tensor:
@@ -115,13 +138,14 @@ def language_loss(model: GPTModel, rows: Tensor, packing: Packing | None = None)
 
 
 def held_out_losses(model: GPTModel, streams: dict[str, Tensor], width: int) -> dict[str, float]:
-    """Mean loss over the held-out text of each source, at most 16 rows of it."""
+    """Mean loss over the held-out text of each source, at most 16 rows of it, evenly spread."""
     found = {}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for name, stream in streams.items():
             span = min(width + 1, len(stream))
-            count = min(16, len(stream) // span)
-            rows = torch.stack([stream[i * span : (i + 1) * span] for i in range(count)]).long()
+            begins = line_begins(stream, span)
+            spread = torch.linspace(0, len(begins) - 1, min(16, len(begins))).long()
+            rows = torch.stack([stream[i : i + span] for i in begins[spread].tolist()]).long()
             found[name] = language_loss(model, rows).item()
     return found
 
@@ -149,8 +173,8 @@ def pretrain(
     held_out = load_file(work / "tokens.held_out.safetensors")
     model = initialise(GPTModel(cfg), recipe.seed)
     model.out_head.weight = model.tok_emb.weight  # tied: half the parameters of a small model
-    optimizer = _optimizer(model, recipe)
-    start, log = _restore(work, model, optimizer, recipe)
+    optimizers = _optimizers(model, recipe)
+    start, log = _restore(work, model, optimizers, recipe)
     packing = Packing([recipe.width] * recipe.rows)
 
     def objective(rows: Tensor) -> Tensor:
@@ -159,32 +183,50 @@ def pretrain(
     if compiled:
         objective = torch.compile(objective)
     for step in range(start, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
+        for optimizer, rate in zip(optimizers, recipe.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * recipe.share_of_rate(step)
         with torch.autocast("cpu", torch.bfloat16):
             loss = objective(mixture.rows(step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         last, value, outside = step + 1 == recipe.steps, loss.item(), None
         if not math.isfinite(value):
             raise ArithmeticError(f"the loss is {value} at step {step}: lower the learning rate")
         if step % 200 == 0 or last:
             outside = held_out_loss(model, held_out, recipe.width, recipe.stage)
             log.append({"step": step, "loss": value, "held_out": outside})
-            _keep(work, model, optimizer, recipe, step + 1, log)
+            _keep(work, model, optimizers, recipe, step + 1, log)
         yield PretrainStep(step, recipe.steps, value, outside)
 
 
-def _optimizer(model: GPTModel, recipe: Recipe) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+def _optimizers(model: GPTModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings and vectors.
+
+    Source: Jordan 2024, "Muon: An optimizer for hidden layers in neural networks"; the rate is
+    scaled as in Liu et al. 2025, "Muon is Scalable for LLM Training", so that an entry of a matrix
+    moves as far as AdamW would move it.
+    """
+    matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
+    hidden = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in hidden]
+    muon, adamw = recipe.rates
     groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=muon,
+            weight_decay=recipe.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(groups, lr=adamw, betas=(0.9, 0.95), fused=True),
+    ]
 
 
 # --- checkpoint ----------------------------------------------------------------------------------
@@ -193,14 +235,15 @@ def _optimizer(model: GPTModel, recipe: Recipe) -> torch.optim.AdamW:
 def _keep(
     work: Path,
     model: GPTModel,
-    optimizer: torch.optim.AdamW,
+    optimizers: list[torch.optim.Optimizer],
     recipe: Recipe,
     step: int,
     log: list[dict],
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.named_parameters()}
-    for place, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{place}.{name}": value for name, value in state.items()}
+    for number, optimizer in enumerate(optimizers):
+        for place, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{place}.{k}": value for k, value in state.items()}
     about = json.dumps({"step": step, "recipe": asdict(recipe), "log": log})
     fresh = work / "checkpoint.new"
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, fresh, {"about": about})
@@ -229,7 +272,7 @@ def read_checkpoint(work: Path, stage: str | None = None) -> tuple[dict[str, Ten
 
 
 def _restore(
-    work: Path, model: GPTModel, optimizer: torch.optim.AdamW, recipe: Recipe
+    work: Path, model: GPTModel, optimizers: list[torch.optim.Optimizer], recipe: Recipe
 ) -> tuple[int, list[dict]]:
     if recipe.stage not in stages_in(work):
         _start_from_the_stage_before(work, model, recipe.stage)
@@ -239,12 +282,13 @@ def _restore(
     if kept | {"tokens": recipe.tokens} != asdict(recipe):
         raise ValueError(f"work: {work} holds a checkpoint of another recipe, {kept}")
     _fill(model, tensors)
-    state: dict[int, dict[str, Tensor]] = {}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():
-        if name.startswith("adam."):
-            _, place, slot = name.split(".")
-            state.setdefault(int(place), {})[slot] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        if name.startswith("optimizer."):
+            _, number, place, slot = name.split(".")
+            states[int(number)].setdefault(int(place), {})[slot] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return about["step"], about["log"]
 
 

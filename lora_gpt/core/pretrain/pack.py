@@ -161,11 +161,14 @@ def _stage_line(about: dict[str, Any]) -> str:
     recipe = about["recipe"]
     seen = about["step"] * recipe["rows"] * recipe["width"]
     note = f" {about['note']}" if "note" in about else ""
+    rates = f"AdamW at learning rate {recipe['learning_rate']:g}"
+    if "matrix_rate" in recipe:  # earlier stages had AdamW for everything
+        rates = f"Muon at learning rate {recipe['matrix_rate']:g} for the blocks' matrices, {rates}"
+        rates += " for the rest"
     return (
         f"- {recipe['stage']}: {about['step']:,} steps of {recipe['rows']} x {recipe['width']}"
-        f" tokens: {seen:,} tokens. AdamW, learning rate {recipe['learning_rate']:g}, falling to 0"
-        f" over the last {100 * recipe['fall']:.0f}%, bfloat16 autocast on a CPU, seed"
-        f" {recipe['seed']}.{note}"
+        f" tokens: {seen:,} tokens. {rates}, falling to 0 over the last"
+        f" {100 * recipe['fall']:.0f}%, bfloat16 autocast on a CPU, seed {recipe['seed']}.{note}"
     )
 
 

@@ -1,6 +1,7 @@
 """Next-token training on a tiny model: it learns, and a break changes nothing."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lora_gpt.core.pretrain.language_model import (
     RECIPES,
     Mixture,
     Recipe,
+    _optimizers,
     encode_sources,
     held_out_loss,
     language_loss,
@@ -23,8 +25,10 @@ from lora_gpt.core.pretrain.language_model import (
     stages_in,
 )
 
-CFG = GPTConfig(97, 32, 24, 3, 2)
-RECIPE = Recipe(tokens=8 * 4 * 16, rows=4, width=16, learning_rate=0.01, warmup_steps=2)
+CFG = GPTConfig(199, 32, 24, 3, 2)
+RECIPE = Recipe(
+    tokens=8 * 4 * 16, rows=4, width=16, learning_rate=0.01, matrix_rate=0.02, warmup_steps=2
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,11 +41,14 @@ def _one_thread():
 
 
 def streams(size, seed=0):
-    """A pattern that can be learnt: each source counts upwards from its own start."""
-    return {
-        source.file: ((torch.arange(size) + 7 * place + seed) % 96).to(torch.int16)
-        for place, source in enumerate(SOURCES)
-    }
+    """A pattern that can be learnt: each source counts upwards from its own start, in lines."""
+    (line_break,) = tokenizer.load("mini").encode_ordinary("\n")
+    found = {}
+    for place, source in enumerate(SOURCES):
+        stream = (torch.arange(size) + 7 * place + seed) % 30
+        stream[stream % 11 == 7] = line_break
+        found[source.file] = stream.to(torch.int16)
+    return found
 
 
 @pytest.fixture
@@ -64,11 +71,11 @@ def weights(folder):
 
 
 def test_the_loss_falls(work):
-    """From guessing among 97 tokens to far better, in training and on held-out text."""
+    """From guessing among 199 tokens to far better, in training and on held-out text."""
     recipe = Recipe(tokens=40 * 64, rows=4, width=16, learning_rate=0.03, warmup_steps=5)
     said = list(pretrain(work(), recipe, CFG))
     assert [each.step for each in said] == list(range(40)) and said[0].steps == 40
-    assert said[0].loss == pytest.approx(math.log(97), abs=0.3)
+    assert said[0].loss == pytest.approx(math.log(199), abs=0.3)
     assert said[-1].loss < said[0].loss / 2
     assert said[-1].held_out is not None and said[-1].held_out < said[0].held_out / 2
     assert [each.step for each in said if each.held_out is not None] == [0, 39]
@@ -131,7 +138,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(work):
 def test_the_rate_rises_stays_and_falls():
     """Up over the warm-up, down to almost 0 over the last fifth."""
     recipe = Recipe(tokens=100 * 64, rows=4, width=16, learning_rate=1.0, warmup_steps=10)
-    rates = [recipe.rate(step) for step in range(recipe.steps)]
+    rates = [recipe.share_of_rate(step) for step in range(recipe.steps)]
     assert recipe.steps == 100
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert set(rates[10:80]) == {1.0}
@@ -154,9 +161,44 @@ def test_the_mixture_draws_by_share_and_step(stage):
         assert found == pytest.approx(STAGES[stage].get(source.file, 0.0), abs=0.03)
 
 
+def test_rows_begin_where_lines_and_documents_do():
+    """Whatever the source: after a line break, after an end-of-text, or at the very beginning."""
+    encoding = tokenizer.load("mini")
+    texts = ["Are you in?\nNo, back at 6.\nOk", "WINNER! Call 0909 879 0114\nLast call", "ta"]
+    tokens = []
+    for text in texts * 9:
+        tokens += [*encoding.encode_ordinary(text), encoding.eot_token]
+    stream = torch.tensor(tokens, dtype=torch.int16)
+    mixture = Mixture(
+        {source.file: stream for source in SOURCES}, Recipe(tokens=1, rows=500, width=12)
+    )
+    begins = {tuple(encoding.encode_ordinary(line)) for text in texts for line in text.split("\n")}
+    rows = mixture.rows(0).tolist()
+    assert {len(row) for row in rows} == {13}
+    for row in rows:
+        assert any(tuple(row[: len(line)]) == line[:13] for line in begins)
+    firsts = {row[0] for row in rows}
+    assert firsts == {line[0] for line in begins}  # and every line has its turn
+
+
+def test_only_the_matrices_of_the_blocks_are_trained_by_muon():
+    """Every parameter by exactly one optimizer; embeddings, biases and LayerNorms by AdamW."""
+    model = initialise(GPTModel(CFG), 0)
+    model.out_head.weight = model.tok_emb.weight
+    muon, adamw = _optimizers(model, RECIPE)
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_muon = [names.pop(id(p)) for group in muon.param_groups for p in group["params"]]
+    by_adamw = [names.pop(id(p)) for group in adamw.param_groups for p in group["params"]]
+    assert not names
+    assert all(re.fullmatch(r"trf_blocks\..*\.weight", name) for name in by_muon)
+    assert len(by_muon) == 6 * CFG.n_layers and "tok_emb.weight" in by_adamw
+
+
 def test_a_stage_goes_on_from_the_weights_of_the_one_before(work):
     """With a rate of 0 nothing moves; without the stage before there is nothing to go on from."""
-    still = Recipe(tokens=64, stage="messages", rows=4, width=16, learning_rate=0.0)
+    still = Recipe(
+        tokens=64, stage="messages", rows=4, width=16, learning_rate=0.0, matrix_rate=0.0
+    )
     folder = work()
     with pytest.raises(ValueError, match="must hold the stage prose before messages"):
         next(pretrain(folder, still, CFG))
@@ -180,7 +222,7 @@ def test_the_loss_is_that_of_the_next_token():
     """Against cross-entropy written out, with the head tied to the embedding."""
     model = initialise(GPTModel(CFG), 0)
     model.out_head.weight = model.tok_emb.weight
-    rows = torch.randint(97, (3, 9), generator=torch.Generator().manual_seed(0))
+    rows = torch.randint(199, (3, 9), generator=torch.Generator().manual_seed(0))
     logits = model(rows[:, :-1])
     chances = logits.log_softmax(-1)
     expected = -torch.stack(
@@ -193,7 +235,7 @@ def test_held_out_text_may_be_short():
     """A source with less than a row still counts by its share."""
     model = initialise(GPTModel(CFG), 0)
     found = held_out_loss(model, streams(5), 16)
-    assert found == pytest.approx(math.log(97), abs=0.3)
+    assert found == pytest.approx(math.log(199), abs=0.3)
 
 
 def test_sources_are_encoded_document_by_document(tmp_path):
