@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         demo = build(service)
         address = serve(demo, server_name=options.host, server_port=options.port)
         print(f"lora_gpt is at {address}", flush=True)
+        service.jobs.warm_up()  # the first training should not wait for torch
         demo.block_thread()
     finally:
         service.close()

@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def test_runs_are_kept_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_the_page_is_served_where_the_environment_says(tmp_path):
-    """One line tells the address, /healthz answers, and SIGTERM ends it as in a container."""
+    """One line tells the address, /healthz answers, a worker is made ready before anybody asks for
+    one, and SIGTERM ends it all as in a container."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -32,6 +34,19 @@ def test_the_page_is_served_where_the_environment_says(tmp_path):
             assert line == f"lora_gpt is at http://127.0.0.1:{port}/\n"
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
                 assert answer.read() == b'{"status":"ok"}'
+            if sys.platform == "linux":
+                wait_for_worker(page.pid)
         finally:
             page.send_signal(signal.SIGTERM)
         assert page.wait(timeout=30) == 0
+
+
+def wait_for_worker(page: int) -> None:
+    """Return once the process `page` has started another one; fail if it does not."""
+    children = Path(f"/proc/{page}/task")
+    latest = time.monotonic() + 30
+    while time.monotonic() < latest:
+        if any(task.joinpath("children").read_text() for task in children.iterdir()):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no worker process was started by {page}")
