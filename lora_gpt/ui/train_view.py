@@ -85,7 +85,7 @@ def _sharing(course: Course) -> str:
         return f"Let others watch it: {address}link to this run</a>"
     return (
         "This run was started elsewhere. You can watch it and take its files; only the browser that"
-        f" started it can stop it. {address}Link to this run</a>"
+        f" started it can stop or delete it. {address}Link to this run</a>"
     )
 
 
