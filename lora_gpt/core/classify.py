@@ -5,7 +5,7 @@ out; what comes back is in the order that was asked. A verdict never depends on 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import tiktoken
@@ -68,20 +68,37 @@ def pack(
 
 
 @torch.no_grad()
-def logits_of(model: GPTModel, sequences: Sequence[list[int]]) -> Tensor:
+def logits_in_parts(
+    model: GPTModel, sequences: Sequence[list[int]]
+) -> Generator[int, None, Tensor]:
     """Logits at the last token of each sequence, (len(sequences), 2) on the CPU, in order.
 
-    The model's training mode is as before when this returns.
+    Yields after each batch how many tokens are done. The model's training mode is as before when
+    this ends.
     """
     was_training, device = model.training, model.tok_emb.weight.device
     model.eval()
-    logits = torch.empty(len(sequences), model.out_head.out_features)
-    for places in batches(sequences):
-        chosen = [sequences[place] for place in places]
-        tokens, packing = pack(chosen, device, model.multiple)
-        logits[places] = model.last_logits(tokens, packing).cpu()
-    model.train(was_training)
+    logits, done = torch.empty(len(sequences), model.out_head.out_features), 0
+    try:
+        for places in batches(sequences):
+            chosen = [sequences[place] for place in places]
+            tokens, packing = pack(chosen, device, model.multiple)
+            logits[places] = model.last_logits(tokens, packing).cpu()
+            done += sum(map(len, chosen))
+            yield done
+    finally:
+        model.train(was_training)
     return logits
+
+
+def logits_of(model: GPTModel, sequences: Sequence[list[int]]) -> Tensor:
+    """What `logits_in_parts` comes to, in one go."""
+    parts = logits_in_parts(model, sequences)
+    while True:
+        try:
+            next(parts)
+        except StopIteration as done:
+            return done.value
 
 
 def spam_probabilities(model: GPTModel, sequences: Sequence[list[int]]) -> list[float]:

@@ -8,7 +8,7 @@ from a checkpoint sees what one that was never stopped sees.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from lora_gpt.config import MODELS, BadValue, RunConfig, TrainingConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.adapter import adapter_files
 from lora_gpt.core.baseline import linear_baseline
-from lora_gpt.core.classify import Classifier, logits_of, pack
+from lora_gpt.core.classify import Classifier, logits_in_parts, logits_of, pack
 from lora_gpt.core.cost import peak_memory_mb, reset_peak_memory
 from lora_gpt.core.data import Message, read_messages
 from lora_gpt.core.evaluation import Metrics, measure
@@ -91,8 +91,20 @@ class Part:
         loss = F.cross_entropy(logits, self.labels).item()
         return loss, (logits.argmax(-1) == self.labels).float().mean().item()
 
-    def measure(self, model: GPTModel) -> Metrics:
-        logits = logits_of(model, self.sequences)
+    def measured(
+        self, model: GPTModel, stage: str, clock: Callable[[], float]
+    ) -> Generator[Progress, None, Metrics]:
+        """Everything about `model` on this part; yields Progress under `stage`, in tokens."""
+        total, begun = sum(map(len, self.sequences)), clock()
+        yield Progress(stage, 0, total)
+        going = logits_in_parts(model, self.sequences)
+        while True:
+            try:
+                done = next(going)
+            except StopIteration as end:
+                logits = end.value
+                break
+            yield Progress(stage, done, total, (clock() - begun) / done * (total - done))
         loss = F.cross_entropy(logits, self.labels).item()
         return measure(self.messages, F.softmax(logits, -1)[:, 1].tolist(), loss)
 
@@ -335,12 +347,11 @@ def _conclusion(
     clock: Callable[[], float],
 ) -> Iterator[Event]:
     found: dict[str, Metrics] = {}
-    for place, name in enumerate(("train", "validation", "test")):
-        yield Progress(f"measuring the {name} part", place, 4)
-        messages = getattr(parts, name)
-        if messages:
-            found[name] = Part.of(messages, classifier).measure(trainer.model)
-    yield Progress("fitting the linear baseline", 3, 4)
+    for name in ("train", "validation", "test"):
+        if messages := getattr(parts, name):
+            part, stage = Part.of(messages, classifier), f"measuring the {name} part"
+            found[name] = yield from part.measured(trainer.model, stage, clock)
+    yield Progress("fitting the linear baseline", 0, 1)
     baseline = linear_baseline(parts, trainer.config.seed)
     yield Finished(
         steps=trainer.step,

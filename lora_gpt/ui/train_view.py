@@ -122,7 +122,7 @@ def _running(course: Course, share: float) -> tuple[float, str]:
     if news is not None:
         left = f", {duration(news.seconds_left)} left" if news.seconds_left else ""
         told = percent(news.done / news.total, 0) if news.total else ""
-        # The measurement at the end counts its parts, a download its bytes: both have a share.
+        # A measurement counts tokens, a download bytes: both have a share.
         stage = escape(news.stage[:1].upper() + news.stage[1:])
         words = f"{stage}{' ' + told if told and news.done else ''}{left}"
         within = news.done / news.total if news.total else 0.0

@@ -11,6 +11,7 @@ from lora_gpt.core.classify import (
     BATCH_TOKENS,
     Classifier,
     batches,
+    logits_in_parts,
     logits_of,
     pack,
     share,
@@ -116,6 +117,17 @@ def test_asking_leaves_the_model_in_its_mode(model):
         logits = logits_of(model, [[1, 2], [3]])
         assert model.training is mode and not logits.requires_grad
         assert logits.shape == (2, 2)
+
+
+def test_whoever_stops_asking_leaves_the_model_in_its_mode(model, monkeypatch):
+    """Between two batches of many; gradients are on again, too."""
+    monkeypatch.setattr(classify, "BATCH_TOKENS", 2)
+    model.train()
+    going = logits_in_parts(model, [[1, 2], [3], [4, 5]])
+    assert next(going) == 1 and torch.is_grad_enabled() and not model.training
+    going.close()
+    assert model.training
+    model.eval()
 
 
 def test_no_text_is_no_verdict(classifier):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from lora_gpt.config import MODELS, BadValue, RunConfig
-from lora_gpt.core import tokenizer
+from lora_gpt.core import classify, tokenizer
 from lora_gpt.core.classify import Classifier
 from lora_gpt.core.data import Message
 from lora_gpt.core.lora import prepare
@@ -222,11 +222,23 @@ def test_cuda_learns_the_same():
     assert there == pytest.approx(here, abs=0.05)
 
 
-def test_a_part_measures_what_it_looks_at():
-    """Accuracy while training and accuracy at the end are the same measure."""
+def test_a_part_measures_what_it_looks_at(monkeypatch):
+    """Accuracy while training and accuracy at the end are the same measure; the latter takes long
+    for a large model, so it tells how far it is."""
     model = prepare(initialise(GPTModel(MODELS["mini"].config), 0), "head", QUICK.lora, 0)
     classifier = Classifier(model, tokenizer.load("mini"))
     part = Part.of([Message(f"message {n}", n % 3 == 0) for n in range(12)], classifier)
     loss, accuracy = part.look(model)
-    metrics = part.measure(model)
+    total, ticks = sum(map(len, part.sequences)), iter(range(99))
+    monkeypatch.setattr(classify, "BATCH_TOKENS", total // 3)
+    measured, said = part.measured(model, "measuring", lambda: float(next(ticks))), []
+    with pytest.raises(StopIteration) as end:
+        while True:
+            said.append(next(measured))
+    metrics = end.value.value
     assert (metrics.loss, metrics.accuracy) == pytest.approx((loss, accuracy))
+    done = [each.done for each in said]
+    assert done[0] == 0 and done[-1] == total and done == sorted({*done}) and len(done) > 3
+    assert {(each.stage, each.total) for each in said} == {("measuring", total)}
+    second = said[2]  # two batches took two seconds
+    assert second.seconds_left == pytest.approx(2 * (total - second.done) / second.done)
