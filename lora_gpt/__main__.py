@@ -93,7 +93,7 @@ def build_parser() -> Parser:
         return added
 
     tree = command("tree", "Print the module tree at a stage, with its counts.")
-    add_group(tree, RunConfig, "model")
+    add_group(tree, RunConfig, "model", "shape")
     tree.add_argument(
         "--stage",
         default="base",
@@ -104,7 +104,7 @@ def build_parser() -> Parser:
     add_group(tree, LoRAConfig)
 
     count = command("count", "Count trainable and all parameters at each stage.")
-    add_group(count, RunConfig, "model")
+    add_group(count, RunConfig, "model", "shape")
     add_group(count, LoRAConfig)
 
     train = command("train", "Train a classifier and test it.")
@@ -172,12 +172,14 @@ def _add_run(parser: Parser) -> None:
 
 
 def lora_from(arguments: argparse.Namespace) -> LoRAConfig:
-    return RunConfig().changed(**given(arguments)).lora
+    return (
+        RunConfig(init="random").changed(**given(arguments)).lora
+    )  # no weights: any shape will do
 
 
 def run_tree(arguments: argparse.Namespace) -> dict[str, Any]:
-    model = getattr(arguments, "model", "gpt2")
-    root = structure.tree(model, arguments.stage, lora_from(arguments))
+    model, shape = getattr(arguments, "model", "gpt2"), getattr(arguments, "shape", "")
+    root = structure.tree(model, arguments.stage, lora_from(arguments), shape=shape)
     print(structure.printed(root) if arguments.torch else structure.outline(root))
     return {
         "model": model,
@@ -189,7 +191,7 @@ def run_tree(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_count(arguments: argparse.Namespace) -> dict[str, Any]:
     model, lora = getattr(arguments, "model", "gpt2"), lora_from(arguments)
-    stages = structure.counts(model, lora)
+    stages = structure.counts(model, lora, shape=getattr(arguments, "shape", ""))
     print(f"{'stage':<12}{'trainable':>15}{'total':>15}{'fraction':>10}")
     for stage in stages:
         share = f"{100 * stage.fraction:.2f}%"

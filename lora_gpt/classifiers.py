@@ -69,7 +69,7 @@ class Classifiers:
     def _base(self, config: RunConfig) -> GPTModel:
         """The frozen base that `config` starts from, shared by all runs that do."""
         seed = config.seed if config.init == "random" else 0
-        key = (config.model, config.init, config.weights, seed)
+        key = (config.model, config.shape, config.init, config.weights, seed)
 
         def load() -> GPTModel:
             loading = load_base(config)

@@ -5,6 +5,7 @@ torch, files or pages. A bad value is refused with `BadValue`, which names the f
 the value.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -58,6 +59,45 @@ MODELS: dict[str, ModelSpec] = {
     "gpt2-large": ModelSpec("GPT-2 large", _gpt2(1280, 20, 36), "openai-community/gpt2-large"),
     "gpt2-xl": ModelSpec("GPT-2 XL", _gpt2(1600, 25, 48), "openai-community/gpt2-xl"),
 }
+
+LARGEST_SHAPE = {"features": 2048, "heads": 64, "blocks": 64, "tokens of context": 4096}
+"""In the order in which a shape is written; a little more than XL has of each."""
+
+
+def architecture(model: str, shape: str = "") -> GPTConfig:
+    """The shape of `model`, or another one written as features x heads x blocks x context.
+
+    '768x12x3x1024' is GPT-2 124M with three blocks. The vocabulary stays the model's, because its
+    tokenizer does. Raises BadValue for no model and no shape.
+    """
+    if model not in MODELS:
+        raise BadValue("model", f"must be one of {', '.join(MODELS)}", model)
+    own = MODELS[model].config
+    if not shape:
+        return own
+    sizes = [int(size) for size in shape.split("x") if re.fullmatch(r"\d{1,4}", size, re.ASCII)]
+    limits = [*LARGEST_SHAPE.values()]
+    if len(sizes) != 4 or shape.count("x") != 3 or any(map(int.__gt__, sizes, limits)):
+        limit = ", ".join(f"at most {most} {what}" for what, most in LARGEST_SHAPE.items())
+        rule = "must be features x heads x blocks x context, such as 768x12x3x1024"
+        raise BadValue("shape", f"{rule}, with {limit}", shape)
+    emb_dim, n_heads, n_layers, context_length = sizes
+    try:
+        return replace(
+            own,
+            emb_dim=emb_dim,
+            n_heads=n_heads,
+            n_layers=n_layers,
+            context_length=context_length,
+        )
+    except BadValue as error:
+        raise BadValue("shape", f"{error.field} {error.rule}", shape) from error
+
+
+def shape_of(cfg: GPTConfig) -> str:
+    """The shape of `cfg` as `architecture` reads it."""
+    return f"{cfg.emb_dim}x{cfg.n_heads}x{cfg.n_layers}x{cfg.context_length}"
+
 
 TARGETS: dict[str, str] = {
     "W_query": "query",
@@ -300,6 +340,12 @@ class RunConfig(Group):
         "Weights from",
         "A folder or a Hugging Face repository with the model's weights; empty takes its own.",
     )
+    shape: str = knob(
+        "",
+        "Shape",
+        "Of weights that have another shape than the model: features x heads x blocks x context,"
+        " such as 768x12x3x1024; empty takes the model's.",
+    )
     seed: int = knob(
         42,
         "Seed",
@@ -315,6 +361,10 @@ class RunConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         cfg = self.architecture
+        own = self.init == "pretrained" and not self.weights
+        if own and cfg != MODELS[self.model].config:
+            rule = f"must be empty for the weights of {self.model}; 'weights' names others"
+            raise BadValue("shape", rule, self.shape)
         if self.training.method == "lora" and self.lora.rank > cfg.emb_dim:
             raise BadValue(
                 "rank", f"must be at most {cfg.emb_dim}, the width of {self.model}", self.lora.rank
@@ -328,7 +378,12 @@ class RunConfig(Group):
 
     @property
     def architecture(self) -> GPTConfig:
-        return MODELS[self.model].config
+        return architecture(self.model, self.shape)
+
+    @property
+    def label(self) -> str:
+        """The model in words for people: 'GPT-2 124M', or 'GPT-2 of shape 768x12x3x1024'."""
+        return f"GPT-2 of shape {self.shape}" if self.shape else MODELS[self.model].label
 
     def flat(self) -> dict[str, Any]:
         """Every knob by its own name, the groups laid side by side."""

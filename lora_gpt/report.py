@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from lora_gpt.config import MODELS, RunConfig, all_knobs
+from lora_gpt.config import RunConfig, all_knobs
 from lora_gpt.events import Event, Finished, Started, Step, Validation
 
 
@@ -31,7 +31,7 @@ def write_report(
 ) -> str:
     """The report of a run that may still be going on: what is not known yet is said to be so."""
     sections = [
-        f"# LoRA on {MODELS[config.model].label}: run {run_id}",
+        f"# LoRA on {config.label}: run {run_id}",
         _repeat(config),
         _injection(config),
         _fractions(config, stages),

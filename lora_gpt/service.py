@@ -117,7 +117,8 @@ def run_label(config: RunConfig) -> str:
     method = {"lora": f"LoRA r {config.lora.rank}", "head": "head only", "full": "full"}
     start = "" if config.init == "pretrained" else ", random start"
     data = Path(config.data.data).name
-    return f"{config.model}, {method[config.training.method]}{start}, {data}, seed {config.seed}"
+    model = f"{config.model} {config.shape}".rstrip()
+    return f"{model}, {method[config.training.method]}{start}, {data}, seed {config.seed}"
 
 
 class Service:
@@ -195,7 +196,8 @@ class Service:
         longest = config.training.max_tokens or config.architecture.context_length
         lengths = [len(tokenizer.encode(encoding, m.text, longest)) for m in parts.train]
         expected = cost.estimate(config, lengths, device)
-        root = structure.tree(config.model, "classifier", config.lora, config.training.method)
+        method = config.training.method
+        root = structure.tree(config.model, "classifier", config.lora, method, config.shape)
         return Plan(
             expected.steps,
             len(lengths) // config.training.batch_size,
@@ -366,7 +368,8 @@ class Service:
         run = self.find(run_id)
         events, _ = run.since(0)
         config = run.config
-        stages = structure.counts(config.model, config.lora, config.training.method)
+        method = config.training.method
+        stages = structure.counts(config.model, config.lora, method, config.shape)
         return write_report(run.id, config, events, stages)
 
     # --- classification --------------------------------------------------------------------------

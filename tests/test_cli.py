@@ -109,6 +109,16 @@ def test_counts_follow_the_options(capsys):
     assert stages[1]["trainable"] == 4 * 3 * (256 + 256)
 
 
+def test_another_shape_is_counted_and_drawn(capsys):
+    """That of a checkpoint with fewer blocks; one that is none gets its sentence."""
+    assert main(["count", "--shape", "768x12x3x1024", "--json"]) == 0
+    assert last_json(capsys)["stages"][1]["trainable"] == 1_327_104 // 4
+    assert main(["tree", "--shape", "768x12x3x1024", "--stage", "lora"]) == 0
+    assert "0-2  TransformerBlock × 3" in capsys.readouterr().out
+    assert main(["count", "--shape", "768x7x3x1024"]) == 2
+    assert "shape: n_heads must divide emb_dim 768" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("stage", "trainable", "total", "holds"),
     [

@@ -20,10 +20,12 @@ from lora_gpt.config import (
     RunConfig,
     TrainingConfig,
     all_knobs,
+    architecture,
     compared,
     group_of,
     knobs,
     preset,
+    shape_of,
     twin_of,
 )
 
@@ -31,6 +33,7 @@ OTHER = {
     "model": "gpt2",
     "init": "random",
     "weights": "a/repository",
+    "shape": "512x8x4x512",
     "seed": 7,
     "rank": 3,
     "alpha": 2.5,
@@ -122,11 +125,11 @@ def test_defaults_pass_their_own_checks():
 @pytest.mark.parametrize("name", all_knobs())
 def test_one_knob_changes_one_value(name):
     """The others stay, and the run that was changed stays too."""
-    before = RunConfig()
+    unchanged = before = RunConfig(weights="elsewhere") if name == "shape" else RunConfig()
     after = before.changed(**{name: OTHER[name]})
     different = {key for key, value in after.flat().items() if value != before.flat()[key]}
     assert different == {name} and after.flat()[name] == OTHER[name]
-    assert before == RunConfig()
+    assert before == unchanged
 
 
 def test_flat_and_changed_are_inverse():
@@ -284,6 +287,65 @@ def test_the_shapes_of_gpt2(name, emb_dim, n_heads, n_layers):
     shape = MODELS[name].config
     assert shape == GPTConfig(50257, 1024, emb_dim, n_heads, n_layers, 0.0, True)
     assert MODELS[name].hub == f"openai-community/{name}" and MODELS[name].encoding == "gpt2"
+
+
+def test_another_shape_keeps_the_vocabulary_of_the_model():
+    """And is written as it is read; the model is called by it."""
+    config = RunConfig(model="gpt2", weights="a/b", shape="768x12x3x512")
+    assert config.architecture == architecture("gpt2", "768x12x3x512")
+    assert config.architecture == GPTConfig(50257, 512, 768, 12, 3)
+    assert config.label == "GPT-2 of shape 768x12x3x512"
+    for spec in MODELS.values():
+        assert architecture("mini", shape_of(spec.config)).emb_dim == spec.config.emb_dim
+    assert RunConfig(model="gpt2").label == "GPT-2 124M"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "768",
+        "768x12x3",
+        "768x12x3x1024x1",
+        "768 x 12 x 3 x 1024",
+        "768x12x3x",
+        "x768x12x3x1024",
+        "768x12x-3x1024",
+        "768x12x3.0x1024",
+        "٣x1x1x1",
+        "2049x1x1x1",
+        "64x65x1x1",
+        "64x1x65x1",
+        "64x1x1x4097",
+        "99999999999999999999x1x1x1",
+    ],
+)
+def test_what_is_no_shape_is_refused(shape):
+    """By its form and by its limits, so that no page can be asked for a model beyond all bounds."""
+    with pytest.raises(BadValue) as caught:
+        RunConfig(model="gpt2", weights="a/b", shape=shape)
+    assert (caught.value.field, caught.value.value) == ("shape", shape)
+    assert "must be features x heads x blocks x context" in caught.value.rule
+    assert "at most 2048 features" in caught.value.rule
+
+
+@pytest.mark.parametrize(
+    ("shape", "rule"),
+    [
+        ("768x7x3x1024", "n_heads must divide emb_dim 768"),
+        ("0x1x1x1", "emb_dim must be at least 1"),
+    ],
+)
+def test_a_shape_that_is_no_gpt2_is_refused(shape, rule):
+    with pytest.raises(BadValue) as caught:
+        architecture("gpt2", shape)
+    assert (caught.value.field, caught.value.rule, caught.value.value) == ("shape", rule, shape)
+
+
+def test_the_weights_of_a_model_have_its_own_shape():
+    """Another one needs other weights, or none."""
+    assert "'weights' names others" in refused("shape", "512x8x4x512").rule
+    assert RunConfig(shape=shape_of(MODELS["mini"].config)).architecture == MODELS["mini"].config
+    assert RunConfig(init="random", shape="64x2x1x64").architecture.emb_dim == 64
 
 
 def test_the_bundled_model_needs_no_hub():

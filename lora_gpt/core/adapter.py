@@ -52,6 +52,7 @@ def adapter_files(model: GPTModel, config: RunConfig) -> dict[str, bytes]:
             tensors[f"{PREFIX}{path}.lora_B.weight"] = layer.lora.B.T
     rebuild = {
         "model": config.model,
+        "shape": config.shape,
         "init": config.init,
         "weights": config.weights,
         "seed": config.seed,

@@ -32,7 +32,7 @@ HARMLESS = (
     "revision",
 )
 """Fields of PEFT that change nothing in what is computed."""
-OWN = ("model", "init", "weights", "seed", "method", "whole_model", "lora", "base_sample")
+OWN = ("model", "shape", "init", "weights", "seed", "method", "whole_model", "lora", "base_sample")
 
 
 class AdapterError(BadValue):

@@ -55,7 +55,7 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     step = BlockStep.of(config, lengths, device)
     precision = choose_precision(training.precision, step)
     of_a_step = step.seconds(precision)
-    root = tree(config.model, "classifier", config.lora, training.method)
+    root = tree(config.model, "classifier", config.lora, training.method, config.shape)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
     # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block.
     passing = 24 * FLOAT * cfg.emb_dim * step.tokens * cfg.n_layers

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from lora_gpt.config import MODELS, BadValue, LoRAConfig
+from lora_gpt.config import BadValue, LoRAConfig, architecture
 from lora_gpt.core.lora import (
     LinearWithLoRA,
     LoRALayer,
@@ -78,19 +78,21 @@ class StageCount:
 
 @lru_cache(maxsize=512)
 def tree(
-    model: str, stage: str = "base", lora: LoRAConfig = LoRAConfig(), method: str = "lora"
+    model: str,
+    stage: str = "base",
+    lora: LoRAConfig = LoRAConfig(),
+    method: str = "lora",
+    shape: str = "",
 ) -> Node:
-    """The tree of `model` at `stage`, see STAGES.
+    """The tree of `model`, or of another `shape`, at `stage`; see STAGES, `config.architecture`.
 
     `method` decides what is trainable at the classifier stage ('lora', 'head' or 'full'); LoRA is
-    injected for 'lora' alone. Raises BadValue for an unknown model or stage and for what
+    injected for 'lora' alone. Raises BadValue for an unknown model, shape or stage and for what
     `replace_linear_with_lora` refuses.
     """
-    if model not in MODELS:
-        raise BadValue("model", f"must be one of {', '.join(MODELS)}", model)
     if stage not in STAGES:
         raise BadValue("stage", f"must be one of {', '.join(STAGES)}", stage)
-    cfg = MODELS[model].config
+    cfg = architecture(model, shape)
     with torch.device("meta"):
         built = GPTModel(replace(cfg, n_layers=1))
         before = {path: type(module) for path, module in built.named_modules()}
@@ -152,10 +154,12 @@ def _change(module: nn.Module, path: str, before: dict[str, type], stage: str) -
     return "unchanged" if path in before or path.endswith(".linear") else "new"
 
 
-def counts(model: str, lora: LoRAConfig = LoRAConfig(), method: str = "lora") -> list[StageCount]:
+def counts(
+    model: str, lora: LoRAConfig = LoRAConfig(), method: str = "lora", shape: str = ""
+) -> list[StageCount]:
     """The three stages of `model`: as it is, with LoRA, and with a two-class head."""
     stages = STAGES if method == "lora" else ("base", "classifier")
-    roots = [(stage, tree(model, stage, lora, method)) for stage in stages]
+    roots = [(stage, tree(model, stage, lora, method, shape)) for stage in stages]
     return [StageCount(stage, root.trainable, root.parameters) for stage, root in roots]
 
 

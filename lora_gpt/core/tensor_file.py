@@ -1,11 +1,14 @@
 """Safetensors files and nothing else: opened with a memory map, refused in plain words.
 
 A pickle can run code when it is opened, so it is recognised by its first bytes and never read.
-Knows nothing of models: who asks says which tensors there must be.
+Large models come as several files and an index, which are read as one file. Knows nothing of
+models: who asks says which tensors there must be.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 DTYPES = ("F32", "BF16", "F16")
+INDEX = ".index.json"
+"""How the name of an index of several files ends, as the Hugging Face Hub has it."""
+LARGEST_INDEX = 2**24
 
 
 class WeightsError(OSError):
@@ -30,7 +36,58 @@ def is_pickle(start: bytes) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The file as safetensors' `safe_open` gives it, on the CPU; WeightsError for anything else."""
+    """The tensors of a safetensors file, or of an index and its files, on the CPU.
+
+    They are read as from safetensors' `safe_open`. Raises WeightsError for anything else.
+    """
+    if not path.name.endswith(INDEX):
+        with _opened_alone(path) as file:
+            yield file
+        return
+    with ExitStack() as stack:
+        parts = [path.with_name(name) for name in parts_of(path)]
+        yield _Together(stack.enter_context(_opened_alone(part)) for part in parts)
+
+
+def parts_of(index: Path) -> list[str]:
+    """Names of the files that an index puts together; WeightsError for what is no index."""
+    try:
+        content = index.read_bytes() if index.stat().st_size <= LARGEST_INDEX else b""
+        names = sorted(set(json.loads(content)["weight_map"].values()))
+        # A plain name: an index from elsewhere must not lead out of its folder.
+        plain = all(re.fullmatch(r"\w[\w.-]*\.safetensors", name, re.ASCII) for name in names)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        names, plain = [], False
+    if not names or not plain:
+        raise WeightsError(
+            f"{index}: must be the index of safetensors files beside it; got something else."
+        )
+    return names
+
+
+class _Together:
+    """Several open files, asked as one."""
+
+    def __init__(self, files: Iterable[Any]):
+        self._where: dict[str, Any] = {}
+        for file in files:
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                if name in self._where:
+                    raise WeightsError(f"{name}: must stand in one of the files; got two.")
+                self._where[name] = file
+
+    def keys(self) -> list[str]:
+        return [*self._where]
+
+    def get_slice(self, name: str) -> Any:
+        return self._where[name].get_slice(name)
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._where[name].get_tensor(name)
+
+
+@contextmanager
+def _opened_alone(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise WeightsError(f"{path}: must be a safetensors file; got no file.")
     try:

@@ -1,8 +1,9 @@
 """Base weights: random, bundled, from a folder or from the Hugging Face Hub; safetensors only.
 
-A file holds either our own names or those of a GPT-2 checkpoint, which are translated. Every name
-and shape is checked before a number is read, and the model is built without weights and given
-them, so nothing is initialised twice. Knows nothing of LoRA and of heads for classification.
+A file, or several under an index, hold either our own names or those of a GPT-2 checkpoint, which
+are translated. Every name and shape is checked before a number is read, and the model is built
+without weights and given them, so nothing is initialised twice. Knows nothing of LoRA and of heads
+for classification.
 """
 
 import json
@@ -13,20 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save
 from torch import Tensor
 
 from lora_gpt.config import MODELS, GPTConfig, RunConfig
 from lora_gpt.core.hub import INSTEAD, Hub
 from lora_gpt.core.model import GPTModel, initialise
-from lora_gpt.core.tensor_file import WeightsError, check, opened, tensor
+from lora_gpt.core.tensor_file import INDEX, WeightsError, check, opened, parts_of, tensor
 from lora_gpt.core.tokenizer import ASSETS
 from lora_gpt.events import Progress
 
 __all__ = ["BUNDLED", "WeightsError", "empty_model", "load_base", "read_base", "save_base"]
 
-BUNDLED = ASSETS / "mini" / "model.safetensors"
+BUNDLED = ASSETS / "mini"
+"""The folder of the bundled model."""
 FILE = "model.safetensors"
+FILES = FILE + INDEX
+LARGEST_FILE = 10_000_000
+"""Bytes. Git hosts take no larger files without an extension that would have to be installed."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
 IGNORED = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|score\.weight")
 """What GPT-2 checkpoints may hold beside the base: causal masks, a head for classification."""
@@ -41,20 +47,20 @@ def load_base(
     Yields Progress; a download in bytes. Raises WeightsError, one sentence, for weights that are
     missing, out of reach or of another model.
     """
-    spec = MODELS[config.model]
+    cfg, own = config.architecture, MODELS[config.model].hub
     if config.init == "random":
-        yield Progress(f"making random weights for {spec.label}", 0, 1)
-        model = empty_model(spec.config).to_empty(device="cpu")
+        yield Progress(f"making random weights for {config.label}", 0, 1)
+        model = empty_model(cfg).to_empty(device="cpu")
         return initialise(model, config.seed).eval()
-    path = bundled
-    if config.weights or spec.hub:
-        path = yield from _found(config.weights or spec.hub, config, hub or Hub())
-    yield Progress(f"reading the weights of {spec.label}", 0, 1)
-    return read_base(path, spec.config)
+    path = _in_folder(bundled)
+    if config.weights or own:
+        path = yield from _found(config.weights or own, config, hub or Hub())
+    yield Progress(f"reading the weights of {config.label}", 0, 1)
+    return read_base(path, cfg)
 
 
 def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
-    """The model in a safetensors file, under our names or a GPT-2 checkpoint's.
+    """The model in a safetensors file or an index of several, under our names or GPT-2's.
 
     Nothing is copied where the file holds float32: the weights stay mapped. A file without output
     head has a tied one, which then shows the token embedding. Rows of tokens that a fine-tuner
@@ -85,16 +91,39 @@ def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
     return model.eval()
 
 
-def save_base(model: GPTModel, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write `model` under our names, without its output head, which must be tied (ValueError)."""
+def save_base(
+    model: GPTModel,
+    folder: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    largest: int = LARGEST_FILE,
+) -> Path:
+    """Write `model` under our names, without its output head, which must be tied (ValueError).
+
+    More than `largest` bytes go into several files with an index; what is to be read is returned.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not torch.equal(parameters.pop("out_head.weight"), model.tok_emb.weight):
-        raise ValueError(f"out_head: must equal tok_emb to be saved to {path}; got another head")
+        raise ValueError(f"out_head: must equal tok_emb to be saved in {folder}; got another head")
     contents = {name: p.detach().to("cpu", dtype).contiguous() for name, p in parameters.items()}
-    # Put in place whole, so that nobody who has the old file mapped sees it change.
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(save(contents, metadata={"format": "pt"}))
-    part.replace(path)
+    # A header takes about a hundred bytes a tensor.
+    room = max(1, largest - 200 * len(contents))
+    split = split_torch_state_dict_into_shards(contents, max_shard_size=room)
+    written = {
+        name: save({each: contents[each] for each in names}, metadata={"format": "pt"})
+        for name, names in split.filename_to_tensors.items()
+    }
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        written[FILES] = json.dumps(index, indent=1).encode()
+    for name, content in written.items():
+        # Put in place whole, so that nobody who has the old file mapped sees it change.
+        part = folder / f"{name}.part"
+        part.write_bytes(content)
+        part.replace(folder / name)
+    for old in folder.glob("model*.safetensors*"):
+        if old.name not in written:
+            old.unlink()
+    return _in_folder(folder)
 
 
 def empty_model(cfg: GPTConfig) -> GPTModel:
@@ -114,21 +143,26 @@ def _found(source: str, config: RunConfig, hub: Hub) -> Generator[Progress, None
     if place.is_file():
         return place
     if place.is_dir():
-        if not (place / FILE).is_file():
+        if not _in_folder(place).is_file():
             others = ", ".join(sorted(p.name for p in place.iterdir() if p.suffix in PICKLES))
             got = f"only {others}, which can run code when opened" if others else "none"
             raise WeightsError(f"Weights from: {source} must hold a {FILE}; got {got}.")
         _check_description(place / "config.json", config)
-        return place / FILE
+        return _in_folder(place)
     if not HUB_NAME.fullmatch(source):
         rule = "must be a folder, a .safetensors file or a Hugging Face repository owner/name"
         raise WeightsError(f"Weights from: {rule}; got {source!r}.")
     return (yield from _downloaded(source, config, hub))
 
 
+def _in_folder(folder: Path) -> Path:
+    """The weights file of a folder, or the index of its files; the former where neither is."""
+    alone, index = folder / FILE, folder / FILES
+    return index if index.is_file() and not alone.is_file() else alone
+
+
 def _downloaded(source: str, config: RunConfig, hub: Hub) -> Generator[Progress, None, Path]:
-    label = MODELS[config.model].label
-    weights, description = hub.cached(source, FILE), hub.cached(source, "config.json")
+    weights, description = _cached(source, hub), hub.cached(source, "config.json")
     if not weights:
         # The small file first: it tells a wrong model before half a gigabyte has been fetched.
         try:
@@ -139,13 +173,36 @@ def _downloaded(source: str, config: RunConfig, hub: Hub) -> Generator[Progress,
         _check_description(description, config)
     if weights:
         return weights
+    stage = f"downloading the weights of {config.label}"
     try:
-        return (yield from hub.fetch(source, FILE, f"downloading the weights of {label}"))
+        return (yield from hub.fetch(source, FILE, stage))
+    except FileNotFoundError:
+        return (yield from _fetched_in_parts(source, hub, stage))
+
+
+def _cached(source: str, hub: Hub) -> Path | None:
+    """The weights where they lie whole on this machine, if they do."""
+    if alone := hub.cached(source, FILE):
+        return alone
+    index = hub.cached(source, FILES)
+    whole = index and all(hub.cached(source, name) for name in parts_of(index))
+    return index if whole else None
+
+
+def _fetched_in_parts(source: str, hub: Hub, stage: str) -> Generator[Progress, None, Path]:
+    """The index of a model in several files, all of them fetched."""
+    missing = FILE
+    try:
+        index = yield from hub.fetch(source, FILES, stage)
+        names = parts_of(index)
+        for place, missing in enumerate(names, 1):
+            yield from hub.fetch(source, missing, f"{stage}, file {place} of {len(names)}")
     except FileNotFoundError as error:
         raise WeightsError(
-            f"Weights from: {source} must hold a {FILE}; got a repository without. Other formats"
+            f"Weights from: {source} must hold a {missing}; got a repository without. Other formats"
             f" can run code when they are opened. Choose another, {INSTEAD}."
         ) from error
+    return index
 
 
 def _check_description(path: Path, config: RunConfig) -> None:
@@ -156,10 +213,11 @@ def _check_description(path: Path, config: RunConfig) -> None:
         told: Any = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: must be JSON; got something else.") from error
-    cfg, label = MODELS[config.model].config, MODELS[config.model].label
+    cfg, label = config.architecture, config.label
+    sizes = _sizes(cfg)
     expected = {
         "model_type": ("gpt2",),
-        **{name: (size,) for name, size in _sizes(cfg).items()},
+        **{name: (size,) for name, size in sizes.items()},
         "n_inner": (None, 4 * cfg.emb_dim),
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "layer_norm_epsilon": (1e-5,),
@@ -169,15 +227,16 @@ def _check_description(path: Path, config: RunConfig) -> None:
     for name, allowed in expected.items():
         if not isinstance(told, dict) or told.get(name, allowed[0]) not in allowed:
             got = told.get(name) if isinstance(told, dict) else told
+            advice = "Only GPT-2's architecture is read here."
             raise WeightsError(
                 f"config.json: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
-                f" {got!r}. {_fitting(told)}"
+                f" {got!r}. {_fitting(sizes | told) if name in sizes else advice}"
             )
     rows = told.get("vocab_size", cfg.vocab_size)
     if not isinstance(rows, int) or rows < cfg.vocab_size:
         raise WeightsError(
             f"config.json: vocab_size must be at least {cfg.vocab_size} for {label}; got {rows!r}."
-            f" {_fitting(told)}"
+            f" A vocabulary of its own needs a tokenizer of its own, which is not read here."
         )
 
 
@@ -191,13 +250,13 @@ def _sizes(cfg: GPTConfig) -> dict[str, int]:
     }
 
 
-def _fitting(told: Any) -> str:
-    """Which of the models a config.json belongs to."""
+def _fitting(told: dict[str, Any]) -> str:
+    """Which model or which shape a config.json with all sizes belongs to."""
     for name, spec in MODELS.items():
-        if spec.hub and isinstance(told, dict) and told.items() >= _sizes(spec.config).items():
+        if spec.hub and told.items() >= _sizes(spec.config).items():
             return f"These are weights of the size of {spec.label}: choose that model ({name})."
-    known = ", ".join(spec.label for spec in MODELS.values() if spec.hub)
-    return f"Choose weights of the size of the model; the sizes known here are {known}."
+    shape = "x".join(str(told[name]) for name in ("n_embd", "n_head", "n_layer", "n_positions"))
+    return f"These weights have the shape {shape}: set it, on the command line with --shape."
 
 
 # --- names and shapes ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save
+from safetensors.torch import load, save
 from transformers import GPT2Config, GPT2Model
 
 from lora_gpt.config import MODELS, GPTConfig, ModelSpec, RunConfig
@@ -200,6 +200,52 @@ def test_a_repository_without_safetensors_is_refused(server, tmp_path):
     del server.files[f"{REPOSITORY}/model.safetensors"]
     message = refused(RUN, Hub(server.endpoint, tmp_path))
     assert f"{REPOSITORY} must hold a model.safetensors; got a repository without" in message
+
+
+@pytest.fixture
+def in_parts(server):
+    """Names of the files into which transformers cuts the checkpoint, served in its place."""
+    content = server.files.pop(f"{REPOSITORY}/model.safetensors")
+    split = huggingface_hub.split_torch_state_dict_into_shards(load(content), max_shard_size="20KB")
+    for name, names in split.filename_to_tensors.items():
+        server.files[f"{REPOSITORY}/{name}"] = save({n: load(content)[n] for n in names})
+    index = json.dumps({"weight_map": split.tensor_to_filename}).encode()
+    server.files[f"{REPOSITORY}/model.safetensors.index.json"] = index
+    assert len(split.filename_to_tensors) > 2
+    return [*split.filename_to_tensors]
+
+
+def test_a_model_in_several_files_is_downloaded(server, in_parts, tmp_path):
+    """Each file with its place among them; the second time nobody is asked."""
+    hub = Hub(server.endpoint, tmp_path)
+    model, said = loaded(RUN, hub)
+    assert torch.equal(model.tok_emb.weight, load(checkpoint())["wte.weight"])
+    stages = {each.stage for each in said}
+    assert {f"{STAGE}, file {n + 1} of {len(in_parts)}" for n in range(len(in_parts))} < stages
+    server.asked.clear()
+    loaded(RUN, hub)
+    assert server.asked == []
+
+
+def test_what_is_there_of_several_files_is_not_asked_for_again(server, in_parts, tmp_path):
+    """A download that ended between two files goes on with the next."""
+    hub = Hub(server.endpoint, tmp_path)
+    last = server.files.pop(f"{REPOSITORY}/{in_parts[-1]}")
+    message = refused(RUN, hub)
+    assert f"{REPOSITORY} must hold a {in_parts[-1]}; got a repository without" in message
+    server.files[f"{REPOSITORY}/{in_parts[-1]}"] = last
+    server.asked.clear()
+    loaded(RUN, hub)
+    assert not any(name in line for line in server.asked for name in in_parts[:-1])
+
+
+def test_an_index_that_leads_elsewhere_is_refused(server, in_parts, tmp_path):
+    """Whoever wrote it."""
+    index = json.dumps({"weight_map": {"wte.weight": "../../etc/x.safetensors"}}).encode()
+    server.files[f"{REPOSITORY}/model.safetensors.index.json"] = index
+    message = refused(RUN, Hub(server.endpoint, tmp_path))
+    assert "must be the index of safetensors files beside it" in message
+    assert not any("etc" in line for line in server.asked)
 
 
 def test_a_repository_that_is_not_there_is_named(server, tmp_path):

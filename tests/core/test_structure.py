@@ -45,6 +45,15 @@ def test_gpt2_xl_by_hand():
     assert classifier.total == body + injected + 2 * d + 2
 
 
+def test_another_shape_is_counted_by_its_own_sizes():
+    """GPT-2 124M with three blocks in place of twelve: a quarter of what its blocks hold."""
+    block = (163_037_184 - 2 * 50257 * 768 - 1024 * 768 - 2 * 768) // 12
+    base, lora, _ = counts("gpt2", shape="768x12x3x1024")
+    assert base.total == 163_037_184 - 9 * block
+    assert lora.trainable == 1_327_104 // 4
+    assert tree("gpt2", shape="768x12x3x1024").parameters == base.total
+
+
 @pytest.mark.parametrize("stage", ["base", "lora", "classifier"])
 @pytest.mark.parametrize("model", ["mini", "gpt2", "gpt2-xl"])
 def test_the_folded_tree_is_the_model(model, stage):
@@ -95,6 +104,7 @@ def test_the_outline_names_every_module_with_its_count():
     ("call", "words"),
     [
         (lambda: tree("gpt5"), "model: must be one of mini"),
+        (lambda: tree("gpt2", shape="wide"), "shape: must be features x heads"),
         (lambda: tree("gpt2", "after"), "stage: must be one of base"),
         (lambda: tree("mini", "lora", LoRAConfig(rank=256, targets=("W_key",))), None),
     ],

@@ -17,7 +17,14 @@ from transformers import (
 
 from lora_gpt.config import MODELS, GPTConfig, ModelSpec, RunConfig
 from lora_gpt.core.model import GPTModel, Packing, initialise
-from lora_gpt.core.weights import BUNDLED, WeightsError, load_base, read_base, save_base
+from lora_gpt.core.weights import (
+    BUNDLED,
+    LARGEST_FILE,
+    WeightsError,
+    load_base,
+    read_base,
+    save_base,
+)
 from lora_gpt.events import Progress
 
 CFG = GPTConfig(97, 32, 24, 3, 2)
@@ -99,10 +106,11 @@ def test_random_weights_depend_on_the_seed_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_saved_base_comes_back(dtype, tmp_path):
     """float32 bit for bit, bfloat16 rounded once; the tied head is filled from the embedding."""
-    model, path = tied(), tmp_path / "model.safetensors"
-    save_base(model, path, dtype)
+    model = tied()
+    path = save_base(model, tmp_path, dtype)
+    assert path == tmp_path / "model.safetensors"
     assert "out_head.weight" not in load_file(path)
-    again, said = loaded(RunConfig(model="mini"), bundled=path)
+    again, said = loaded(RunConfig(model="mini"), bundled=tmp_path)
     assert said[-1].stage == "reading the weights of mini (bundled)"
     for name, values in model.state_dict().items():
         assert torch.equal(again.get_parameter(name), values.to(dtype).float()), name
@@ -112,8 +120,7 @@ def test_a_saved_base_comes_back(dtype, tmp_path):
 
 def test_a_loaded_base_can_be_trained_without_touching_its_file(tmp_path):
     """The file is mapped into memory; writing to the model stays in memory."""
-    path = tmp_path / "model.safetensors"
-    save_base(tied(), path, torch.float32)
+    path = save_base(tied(), tmp_path, torch.float32)
     before = path.read_bytes()
     model = read_base(path, CFG)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -126,11 +133,10 @@ def test_a_loaded_base_can_be_trained_without_touching_its_file(tmp_path):
 
 def test_a_base_that_is_replaced_does_not_change_in_use(tmp_path):
     """A new file takes the old one's place whole; nothing else is left behind."""
-    path = tmp_path / "model.safetensors"
-    save_base(tied(), path, torch.float32)
+    path = save_base(tied(), tmp_path, torch.float32)
     model = read_base(path, CFG)
     expected = model.pos_emb.weight.clone()
-    save_base(initialise(tied(), 99), path, torch.float32)
+    save_base(initialise(tied(), 99), tmp_path, torch.float32)
     assert torch.equal(model.pos_emb.weight, expected)
     assert [found.name for found in tmp_path.iterdir()] == ["model.safetensors"]
 
@@ -138,22 +144,105 @@ def test_a_base_that_is_replaced_does_not_change_in_use(tmp_path):
 def test_a_saved_base_can_be_read_by_others(tmp_path):
     """Its permissions are those of any new file, so that an installed model is not its maker's."""
     (tmp_path / "any").touch()
-    save_base(tied(), tmp_path / "model.safetensors")
+    save_base(tied(), tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_only_a_tied_head_can_be_left_out(tmp_path):
     """A head of its own would be lost."""
     with pytest.raises(ValueError, match="out_head: must equal tok_emb"):
-        save_base(initialise(GPTModel(CFG), 3), tmp_path / "model.safetensors")
+        save_base(initialise(GPTModel(CFG), 3), tmp_path)
 
 
 def test_the_bundled_weights_are_the_bundled_models(monkeypatch):
-    """The file in the assets fits, every name and shape."""
+    """The files in the assets fit, every name and shape, and are small enough to be kept there."""
     monkeypatch.undo()
     model, _ = loaded(RunConfig(model="mini"))
-    assert BUNDLED.is_file()
     assert model.cfg == MODELS["mini"].config
+    sizes = [file.stat().st_size for file in BUNDLED.glob("*.safetensors")]
+    assert sizes and max(sizes) < LARGEST_FILE and sum(sizes) < 2 * LARGEST_FILE
+
+
+# --- several files ------------------------------------------------------------------------------
+
+
+def test_a_base_in_several_files_is_read_as_one(tmp_path):
+    """Each no larger than asked, and the same numbers as from one."""
+    index = save_base(tied(), tmp_path, torch.float32, largest=30_000)
+    sizes = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
+    assert index.name == "model.safetensors.index.json"
+    assert len(sizes) > 1 and max(sizes) <= 30_000
+    model, _ = loaded(RunConfig(model="mini"), bundled=tmp_path)
+    assert all(torch.equal(model.get_parameter(n), p) for n, p in tied().named_parameters())
+
+
+def test_saving_again_leaves_no_file_of_the_last_time(tmp_path):
+    """Several files, then one, then several: what is read is what was saved last."""
+    for largest, seed in ((30_000, 1), (LARGEST_FILE, 2), (30_000, 3)):
+        expected = initialise(tied(), seed)
+        path = save_base(expected, tmp_path, torch.float32, largest)
+        assert torch.equal(read_base(path, CFG).pos_emb.weight, expected.pos_emb.weight)
+        found = {file.name for file in tmp_path.iterdir()}
+        assert (found == {"model.safetensors"}) == (largest == LARGEST_FILE)
+
+
+def test_a_checkpoint_that_transformers_cut_is_read(tmp_path):
+    """By its folder and by its index."""
+    theirs = reference(GPT2LMHeadModel)
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        model, _ = loaded(RunConfig(model="gpt2", weights=str(source)))
+        assert_equals_reference(model, theirs)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"weight_map": {}}',
+        b'{"weight_map": []}',
+        b'{"weight_map": {"x": 3, "y": "a.safetensors"}}',
+        b'{"weight_map": {"x": ["a.safetensors"]}}',
+        b'{"weight_map": {"x": "../a.safetensors"}}',
+        b'{"weight_map": {"x": "/a.safetensors"}}',
+        b'{"weight_map": {"x": "a.bin"}}',
+        b"[" * 100_000,
+        b" " * (2**24 + 1),
+    ],
+    ids=lambda content: content[:50].decode().strip(),
+)
+def test_an_index_that_is_none_is_refused(content, tmp_path):
+    """Nor may it lead out of its folder."""
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    message = refused(RunConfig(model="gpt2", weights=str(tmp_path)))
+    assert "index.json: must be the index of safetensors files beside it" in message
+
+
+def test_a_file_that_is_missing_beside_its_index_is_named(tmp_path):
+    """And so is one that ends early."""
+    save_base(tied(), tmp_path, torch.float32, largest=30_000)
+    second = sorted(tmp_path.glob("*.safetensors"))[1]
+    content = second.read_bytes()
+    second.write_bytes(content[:-4])
+    message = refused(RunConfig(model="mini"), bundled=tmp_path)
+    assert second.name in message and "must be a whole safetensors file" in message
+    second.unlink()
+    assert f"{second.name}: must be a safetensors file; got no file." in refused(
+        RunConfig(model="mini"), bundled=tmp_path
+    )
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    """Nobody could say which one counts."""
+    save_base(tied(), tmp_path, torch.float32, largest=30_000)
+    first, second = sorted(tmp_path.glob("*.safetensors"))[:2]
+    second.write_bytes(first.read_bytes())
+    message = refused(RunConfig(model="mini"), bundled=tmp_path)
+    assert message.endswith("must stand in one of the files; got two.")
 
 
 # --- GPT-2's files ------------------------------------------------------------------------------
@@ -232,7 +321,7 @@ def test_a_single_file_is_read(tmp_path):
 
 def test_a_folder_of_our_own_names_is_read(tmp_path):
     """'Weights from' takes what `save_base` wrote."""
-    save_base(tied(), tmp_path / "model.safetensors", torch.float32)
+    save_base(tied(), tmp_path, torch.float32)
     model, _ = loaded(RunConfig(model="mini", weights=str(tmp_path)))
     assert torch.equal(model.tok_emb.weight, tied().tok_emb.weight)
 
@@ -336,12 +425,16 @@ def test_a_header_that_starts_like_a_pickle_is_no_pickle(tmp_path):
         ({"n_inner": 100}, "config.json: n_inner must be None or 96"),
         ({"vocab_size": 96}, "config.json: vocab_size must be at least 97 for GPT-2 124M; got 96"),
         ({"vocab_size": "many"}, "config.json: vocab_size must be at least 97"),
-        ({"n_layer": 12}, "the sizes known here are "),
+        ({"n_layer": 12}, "have the shape 24x3x12x32: set it, on the command line with --shape."),
         (
             {"n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024},
             "These are weights of the size of GPT-2 medium: choose that model (gpt2-medium).",
         ),
-        ({"activation_function": "relu"}, "activation_function must be gelu_new or"),
+        (
+            {"activation_function": "relu"},
+            "activation_function must be gelu_new or gelu_pytorch_tanh for GPT-2 124M; got 'relu'."
+            " Only GPT-2's architecture is read here.",
+        ),
         ([], "config.json: model_type must be gpt2"),
     ],
     ids=str,
@@ -351,6 +444,20 @@ def test_the_config_of_another_model_is_refused(about, message, tmp_path):
     save_file(tensors(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(about))
     assert message in refused(RunConfig(model="gpt2", weights=str(tmp_path)))
+
+
+def test_weights_of_another_shape_are_read(tmp_path):
+    """The refusal says how, and then they compute what transformers does with them."""
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=97, n_positions=20, n_embd=40, n_head=5, n_layer=3)
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    config = RunConfig(model="gpt2", weights=str(tmp_path))
+    assert "have the shape 40x5x3x20: set it" in refused(config)
+    model, said = loaded(config.changed(shape="40x5x3x20"))
+    assert said[-1].stage == "reading the weights of GPT-2 of shape 40x5x3x20"
+    assert model.cfg == GPTConfig(97, 20, 40, 5, 3)
+    assert_equals_reference(model, theirs)
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path):
@@ -370,5 +477,5 @@ def test_a_source_that_is_nothing_is_refused(source):
 
 def test_a_missing_bundled_file_is_named(tmp_path):
     """An incomplete installation says which file it lacks."""
-    message = refused(RunConfig(model="mini"), bundled=tmp_path / "model.safetensors")
+    message = refused(RunConfig(model="mini"), bundled=tmp_path)
     assert str(tmp_path / "model.safetensors") in message

@@ -25,10 +25,10 @@ python -m lora_gpt pretrain samples --work WORK"""
 
 
 def pack(work: Path, out: Path = BUNDLED) -> dict[str, Any]:
-    """Write the checkpoint of `work` as the bundled model, with its card; returns the facts."""
+    """Write the checkpoint of `work` into the folder `out`, with its card; returns the facts."""
     tensors, _ = read_checkpoint(work)
     model = trained(tensors)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     save_base(model, out)
     corpus = json.loads((work / "corpus.json").read_text(encoding="utf-8"))
     stages = {stage: read_checkpoint(work, stage)[1] for stage in stages_in(work)}
@@ -39,10 +39,10 @@ def pack(work: Path, out: Path = BUNDLED) -> dict[str, Any]:
         model, load_file(work / "tokens.held_out.safetensors"), stages[stage]["recipe"]["width"]
     )
     facts["parameters"] = sum(p.numel() for p in model.parameters())
-    facts["bytes"] = out.stat().st_size
+    facts["bytes"] = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     facts["samples"] = {prompt: continued(model, prompt) for prompt in PROMPTS}
-    (out.parent / "training.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    (out.parent / "README.md").write_text(card(facts), encoding="utf-8")
+    (out / "training.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (out / "README.md").write_text(card(facts), encoding="utf-8")
     return facts
 
 

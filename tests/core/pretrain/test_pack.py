@@ -28,9 +28,9 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """(work folder, packed file, facts) of a model that was trained for three steps."""
+    """(work folder, packed folder, facts) of a model that was trained for five steps."""
     work = tmp_path_factory.mktemp("work")
-    out = work / "assets" / "mini" / "model.safetensors"
+    out = work / "assets" / "mini"
     generator = torch.Generator().manual_seed(0)
     for part in ("train", "held_out"):
         streams = {
@@ -64,10 +64,10 @@ def test_the_file_is_the_trained_model(packed):
 def test_the_facts_stand_beside_it(packed):
     """Recipe, losses, corpus, size and samples, as numbers for whoever wants to draw them."""
     _, out, facts = packed
-    assert json.loads((out.parent / "training.json").read_text("utf-8")) == facts
+    assert json.loads((out / "training.json").read_text("utf-8")) == facts
     assert [about["step"] for about in facts["stages"].values()] == [3, 2]
     assert facts["stages"]["messages"]["recipe"]["rows"] == 2
-    assert facts["bytes"] == out.stat().st_size
+    assert facts["bytes"] == (out / "model.safetensors").stat().st_size
     # The head is counted as the app builds it, though it shares its numbers on disk.
     assert facts["parameters"] == sum(
         p.numel() for p in trained(read_checkpoint(packed[0])[0]).parameters()
@@ -78,7 +78,7 @@ def test_the_facts_stand_beside_it(packed):
 def test_the_card_tells_what_it_was_made_of(packed):
     """Every source with its licence and what was kept out, and the losses."""
     _, out, facts = packed
-    card = (out.parent / "README.md").read_text("utf-8")
+    card = (out / "README.md").read_text("utf-8")
     for source in SOURCES:
         shares = [about["shares"].get(source.file, 0) for about in facts["stages"].values()]
         told = " | ".join(f"{100 * share:.0f}%" for share in shares)
@@ -94,7 +94,7 @@ def test_the_card_tells_what_it_was_made_of(packed):
 
 def test_the_commands_of_the_card_are_commands(packed):
     """Each line parses, so that whoever copies it gets what was done."""
-    card = (packed[1].parent / "README.md").read_text("utf-8")
+    card = (packed[1] / "README.md").read_text("utf-8")
     lines = re.findall(r"^python -m lora_gpt (.+)$", card, re.M)
     found = [build_parser().parse_args(line.split()) for line in lines]
     assert [each.step for each in found] == [
