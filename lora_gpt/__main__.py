@@ -147,9 +147,10 @@ def build_parser() -> Parser:
     pretrain.add_argument("--tokens", type=_number, default=24e6, help="To train on. [24e6]")
     pretrain.add_argument(
         "--stage",
-        choices=("prose", "messages"),
+        choices=("prose", "messages", "deeper"),
         default="prose",
-        help="What is read (train): prose first, then messages, from where prose ended. [prose]",
+        help="What is trained (train): prose first, then messages from where prose ended, then"
+        " deeper, with more blocks. [prose]",
     )
     pretrain.add_argument(
         "--compiled", action="store_true", help="Train faster; needs a C++ compiler."

@@ -62,6 +62,14 @@ STAGES: dict[str, dict[str, float]] = {
         "taskmaster4": 0.02,
         "gutenberg": 0.19,
     },
+    "deeper": {
+        "threads": 0.36,
+        "enron_spam_mail": 0.18,
+        "schema_guided_dialogue": 0.10,
+        "common_voice_sentences": 0.10,
+        "taskmaster4": 0.02,
+        "gutenberg": 0.24,
+    },
 }
 """Share of each source in the tokens of a stage; the stages follow each other."""
 HELD_OUT = 0.01

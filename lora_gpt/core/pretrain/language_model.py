@@ -3,13 +3,15 @@
 Every step is a function of (seed, step) alone, so a run that was stopped and resumed sees what one
 that was never stopped would have seen. The learning rate warms up, stays, and falls to 0 over the
 end of a stage, so that a longer training can branch off before the fall. A stage starts from the
-weights of the one before and keeps a checkpoint of its own.
+weights of the one before, with more blocks where its recipe says so, and keeps a checkpoint of its
+own.
 """
 
 import json
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ class Recipe:
 
     tokens: int
     stage: str = "prose"
+    n_layers: int = MODELS["mini"].config.n_layers
     rows: int = 24
     width: int = 256
     learning_rate: float = 2e-3
@@ -58,10 +61,17 @@ class Recipe:
 
 
 RECIPES: dict[str, dict[str, float]] = {
-    "prose": {},
-    "messages": {"learning_rate": 1.5e-3, "warmup_steps": 100, "fall": 0.7, "seed": 1},
+    "prose": {"n_layers": 4},
+    "messages": {
+        "n_layers": 4,
+        "learning_rate": 1.5e-3,
+        "warmup_steps": 100,
+        "fall": 0.7,
+        "seed": 1,
+    },
+    "deeper": {"learning_rate": 1.5e-3, "warmup_steps": 100, "fall": 0.8, "seed": 2},
 }
-"""What each stage sets in its recipe."""
+"""What each stage sets in its recipe: a small model learns fast, a larger one learns more."""
 
 
 def recipe_of(stage: str, tokens: int) -> Recipe:
@@ -168,7 +178,7 @@ def pretrain(
     torch.compile fuse what it can: the same mathematics, faster, where there is a C++ compiler.
     Raises ValueError for a checkpoint of another recipe, or where the stage before is missing.
     """
-    cfg = cfg or MODELS["mini"].config
+    cfg = replace(cfg or MODELS["mini"].config, n_layers=recipe.n_layers)
     mixture = Mixture(load_file(work / "tokens.train.safetensors"), recipe)
     held_out = load_file(work / "tokens.held_out.safetensors")
     model = initialise(GPTModel(cfg), recipe.seed)
@@ -299,7 +309,31 @@ def _start_from_the_stage_before(work: Path, model: GPTModel, stage: str) -> Non
         before = list(STAGES)[place - 1]
         if before not in stages_in(work):
             raise ValueError(f"work: {work} must hold the stage {before} before {stage}")
-        _fill(model, read_checkpoint(work, before)[0])
+        _fill(model, deepened(read_checkpoint(work, before)[0], model.cfg.n_layers))
+
+
+def deepened(tensors: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
+    """The model in `tensors` with `n_layers` blocks; ValueError for fewer than it has.
+
+    The new blocks stand evenly spread, each a copy of the one before it that adds nothing yet: what
+    it writes to the shortcut is 0, so the deeper model computes what the shallower one did. Source:
+    Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking", for the copies;
+    Bachlechner et al. 2021, "ReZero is All You Need", for the zeros.
+    """
+    block = re.compile(r"model\.trf_blocks\.(\d+)\.(.+)")
+    found = [(name, match[1], match[2]) for name in tensors if (match := block.fullmatch(name))]
+    before = 1 + max(int(number) for _, number, _ in found)
+    if n_layers < before:
+        raise ValueError(f"n_layers: must be at least {before}, what there is; got {n_layers}")
+    grown = {name: value for name, value in tensors.items() if not block.fullmatch(name)}
+    origins = [place * before // n_layers for place in range(n_layers)]
+    for name, number, inner in found:
+        copies = [place for place, origin in enumerate(origins) if origin == int(number)]
+        for place in copies:
+            silent = place != copies[0] and inner.startswith(("att.out_proj.", "ff.layers.2."))
+            value = tensors[name]
+            grown[f"model.trf_blocks.{place}.{inner}"] = value * 0 if silent else value
+    return grown
 
 
 def _fill(model: GPTModel, tensors: dict[str, Tensor]) -> None:

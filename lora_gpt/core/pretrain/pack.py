@@ -103,6 +103,9 @@ def card(facts: dict[str, Any]) -> str:
             "",
             "## Training",
             "",
+            "Each stage goes on where the one before ended. Where it has more blocks, they are"
+            " copies that at first add nothing, so that what was learnt stays.",
+            "",
             *(_stage_line(about) for about in facts["stages"].values()),
             "",
             "```",
@@ -166,9 +169,10 @@ def _stage_line(about: dict[str, Any]) -> str:
         rates = f"Muon at learning rate {recipe['matrix_rate']:g} for the blocks' matrices, {rates}"
         rates += " for the rest"
     return (
-        f"- {recipe['stage']}: {about['step']:,} steps of {recipe['rows']} x {recipe['width']}"
-        f" tokens: {seen:,} tokens. {rates}, falling to 0 over the last"
-        f" {100 * recipe['fall']:.0f}%, bfloat16 autocast on a CPU, seed {recipe['seed']}.{note}"
+        f"- {recipe['stage']}: {recipe['n_layers']} blocks, {about['step']:,} steps of"
+        f" {recipe['rows']} x {recipe['width']} tokens: {seen:,} tokens. {rates}, falling to 0 over"
+        f" the last {100 * recipe['fall']:.0f}%, bfloat16 autocast on a CPU,"
+        f" seed {recipe['seed']}.{note}"
     )
 
 

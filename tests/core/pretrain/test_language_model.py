@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lora_gpt.core.pretrain.language_model import (
     Mixture,
     Recipe,
     _optimizers,
+    deepened,
     encode_sources,
     held_out_loss,
     language_loss,
@@ -27,8 +29,16 @@ from lora_gpt.core.pretrain.language_model import (
 
 CFG = GPTConfig(199, 32, 24, 3, 2)
 RECIPE = Recipe(
-    tokens=8 * 4 * 16, rows=4, width=16, learning_rate=0.01, matrix_rate=0.02, warmup_steps=2
+    tokens=8 * 4 * 16,
+    n_layers=2,
+    rows=4,
+    width=16,
+    learning_rate=0.01,
+    matrix_rate=0.02,
+    warmup_steps=2,
 )
+STILL = replace(RECIPE, tokens=64, learning_rate=0.0, matrix_rate=0.0)
+"""A step that moves nothing."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,7 +82,7 @@ def weights(folder):
 
 def test_the_loss_falls(work):
     """From guessing among 199 tokens to far better, in training and on held-out text."""
-    recipe = Recipe(tokens=40 * 64, rows=4, width=16, learning_rate=0.03, warmup_steps=5)
+    recipe = replace(RECIPE, tokens=40 * 64, learning_rate=0.03, matrix_rate=3e-3, warmup_steps=5)
     said = list(pretrain(work(), recipe, CFG))
     assert [each.step for each in said] == list(range(40)) and said[0].steps == 40
     assert said[0].loss == pytest.approx(math.log(199), abs=0.3)
@@ -102,7 +112,7 @@ def test_the_same_seed_gives_the_same_losses(work):
     """Another seed gives other rows and other weights."""
 
     def losses(name, seed):
-        recipe = Recipe(**{**vars(RECIPE), "seed": seed, "tokens": 3 * 64})
+        recipe = replace(RECIPE, seed=seed, tokens=3 * 64)
         return [each.loss for each in pretrain(work(name), recipe, CFG)]
 
     first = losses("first", 0)
@@ -116,21 +126,21 @@ def test_a_finished_training_is_not_done_again(work):
     before = weights(folder)
     assert list(pretrain(folder, RECIPE, CFG)) == []
     assert all(torch.equal(before[name], t) for name, t in weights(folder).items())
-    longer = Recipe(**{**vars(RECIPE), "tokens": RECIPE.tokens + 64})
+    longer = replace(RECIPE, tokens=RECIPE.tokens + 64)
     assert [each.step for each in pretrain(folder, longer, CFG)] == [8]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(work):
     folder = work()
     list(pretrain(folder, RECIPE, CFG))
-    other = Recipe(**{**vars(RECIPE), "seed": 5})
+    other = replace(RECIPE, seed=5)
     with pytest.raises(ValueError, match=r"work: .* holds a checkpoint of another recipe"):
         next(pretrain(folder, other, CFG))
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(work):
     """With the knob that helps."""
-    recipe = Recipe(**{**vars(RECIPE), "learning_rate": 1e38, "warmup_steps": 1})
+    recipe = replace(RECIPE, learning_rate=1e38, warmup_steps=1)
     with pytest.raises(ArithmeticError, match="lower the learning rate"):
         list(pretrain(work(), recipe, CFG))
 
@@ -196,9 +206,7 @@ def test_only_the_matrices_of_the_blocks_are_trained_by_muon():
 
 def test_a_stage_goes_on_from_the_weights_of_the_one_before(work):
     """With a rate of 0 nothing moves; without the stage before there is nothing to go on from."""
-    still = Recipe(
-        tokens=64, stage="messages", rows=4, width=16, learning_rate=0.0, matrix_rate=0.0
-    )
+    still = replace(STILL, stage="messages")
     folder = work()
     with pytest.raises(ValueError, match="must hold the stage prose before messages"):
         next(pretrain(folder, still, CFG))
@@ -206,8 +214,43 @@ def test_a_stage_goes_on_from_the_weights_of_the_one_before(work):
     before = weights(folder)
     list(pretrain(folder, still, CFG))
     tensors, about = read_checkpoint(folder)
-    assert about["recipe"]["stage"] == "messages" and stages_in(folder) == [*STAGES]
+    assert about["recipe"]["stage"] == "messages" and stages_in(folder) == ["prose", "messages"]
     assert all(torch.equal(before[name], tensors[name]) for name in before)
+
+
+@pytest.mark.parametrize("n_layers", [2, 3, 5])
+def test_a_deeper_model_begins_by_computing_what_the_shallower_one_did(work, n_layers):
+    """Whatever the depth; the new blocks are copies that write nothing yet."""
+    folder = work()
+    list(pretrain(folder, RECIPE, CFG))
+    list(pretrain(folder, replace(STILL, stage="messages"), CFG))
+    list(pretrain(folder, replace(STILL, stage="deeper", n_layers=n_layers), CFG))
+    grown, rows = weights(folder), torch.arange(30).reshape(2, 15)
+    assert sum(name.endswith("norm1.scale") for name in grown) == n_layers
+    models = {}
+    for stage, depth in (("prose", 2), ("deeper", n_layers)):
+        model = models[stage] = GPTModel(replace(CFG, n_layers=depth))
+        model.out_head.weight = model.tok_emb.weight
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(read_checkpoint(folder, stage)[0][f"model.{name}"])
+    with torch.no_grad():
+        assert torch.equal(models["prose"](rows), models["deeper"](rows))
+
+
+def test_new_blocks_stand_behind_the_ones_they_copy():
+    """Evenly spread, in order; only what writes to the shortcut is 0."""
+    names = ("att.W_query.weight", "att.out_proj.bias", "ff.layers.2.weight")
+    blocks = {f"model.trf_blocks.{b}.{n}": torch.tensor([b + 1.0]) for b in range(4) for n in names}
+    grown = deepened(blocks | {"model.tok_emb.weight": torch.ones(1)}, 6)
+    found = {
+        name: [grown.pop(f"model.trf_blocks.{b}.{name}").item() for b in range(6)] for name in names
+    }
+    assert found[names[0]] == [1, 1, 2, 3, 3, 4]
+    assert found[names[1]] == found[names[2]] == [1, 0, 2, 3, 0, 4]
+    assert [*grown] == ["model.tok_emb.weight"]
+    with pytest.raises(ValueError, match="n_layers: must be at least 4"):
+        deepened(blocks, 3)
 
 
 def test_every_stage_has_a_recipe_and_shares_that_make_a_whole():
