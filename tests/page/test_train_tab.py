@@ -53,7 +53,7 @@ def test_the_plan_follows_the_knobs(visit):
     """Steps, trained share, time and memory are told before the start, and so is a refusal."""
     page = visit("Train")
     plan = page.locator("#train-plan")
-    expect(plan).to_contain_text("147,970")
+    expect(plan).to_contain_text("221,698")
     choose(page, "Start from", re.compile("Quick look"))
     expect(plan).to_contain_text(re.compile(r"steps\s*60"))
     choose(page, "Method", "head only")
@@ -179,7 +179,7 @@ def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):
 def test_a_wrong_link_says_so(visit):
     page = visit("Train", query="run=nothing-of-this-name")
     expect(page.get_by_text("The link leads to no run.")).to_be_visible()
-    expect(page.locator("#train-plan")).to_contain_text("147,970")
+    expect(page.locator("#train-plan")).to_contain_text("221,698")
 
 
 def test_the_chart_can_be_smoothed(visit, done):
