@@ -173,9 +173,8 @@ def _add_run(parser: Parser) -> None:
 
 
 def lora_from(arguments: argparse.Namespace) -> LoRAConfig:
-    return (
-        RunConfig(init="random").changed(**given(arguments)).lora
-    )  # no weights: any shape will do
+    anyone = RunConfig(init="random")  # no weights are read, so any shape will do
+    return anyone.changed(**given(arguments)).lora
 
 
 def run_tree(arguments: argparse.Namespace) -> dict[str, Any]:

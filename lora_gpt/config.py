@@ -94,11 +94,6 @@ def architecture(model: str, shape: str = "") -> GPTConfig:
         raise BadValue("shape", f"{error.field} {error.rule}", shape) from error
 
 
-def shape_of(cfg: GPTConfig) -> str:
-    """The shape of `cfg` as `architecture` reads it."""
-    return f"{cfg.emb_dim}x{cfg.n_heads}x{cfg.n_layers}x{cfg.context_length}"
-
-
 TARGETS: dict[str, str] = {
     "W_query": "query",
     "W_key": "key",

@@ -18,7 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save
 from torch import Tensor
 
-from lora_gpt.config import MODELS, GPTConfig, RunConfig
+from lora_gpt.config import MODELS, BadValue, GPTConfig, RunConfig, architecture
 from lora_gpt.core.hub import INSTEAD, Hub
 from lora_gpt.core.model import GPTModel, initialise
 from lora_gpt.core.tensor_file import INDEX, WeightsError, check, opened, parts_of, tensor
@@ -36,6 +36,7 @@ LARGEST_FILE = 10_000_000
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
 IGNORED = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|score\.weight")
 """What GPT-2 checkpoints may hold beside the base: causal masks, a head for classification."""
+NO_GPT2 = "Only GPT-2's architecture is read here."
 HUB_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -227,10 +228,9 @@ def _check_description(path: Path, config: RunConfig) -> None:
     for name, allowed in expected.items():
         if not isinstance(told, dict) or told.get(name, allowed[0]) not in allowed:
             got = told.get(name) if isinstance(told, dict) else told
-            advice = "Only GPT-2's architecture is read here."
             raise WeightsError(
                 f"config.json: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
-                f" {got!r}. {_fitting(sizes | told) if name in sizes else advice}"
+                f" {got!r}. {_fitting(sizes | told) if name in sizes else NO_GPT2}"
             )
     rows = told.get("vocab_size", cfg.vocab_size)
     if not isinstance(rows, int) or rows < cfg.vocab_size:
@@ -256,6 +256,10 @@ def _fitting(told: dict[str, Any]) -> str:
         if spec.hub and told.items() >= _sizes(spec.config).items():
             return f"These are weights of the size of {spec.label}: choose that model ({name})."
     shape = "x".join(str(told[name]) for name in ("n_embd", "n_head", "n_layer", "n_positions"))
+    try:
+        architecture("gpt2", shape)
+    except BadValue:
+        return NO_GPT2
     return f"These weights have the shape {shape}: set it, on the command line with --shape."
 
 

@@ -425,6 +425,8 @@ def test_a_header_that_starts_like_a_pickle_is_no_pickle(tmp_path):
         ({"n_inner": 100}, "config.json: n_inner must be None or 96"),
         ({"vocab_size": 96}, "config.json: vocab_size must be at least 97 for GPT-2 124M; got 96"),
         ({"vocab_size": "many"}, "config.json: vocab_size must be at least 97"),
+        ({"n_layer": "many"}, "got 'many'. Only GPT-2's architecture is read here."),
+        ({"n_embd": 9999}, "got 9999. Only GPT-2's architecture is read here."),
         ({"n_layer": 12}, "have the shape 24x3x12x32: set it, on the command line with --shape."),
         (
             {"n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024},
