@@ -1,12 +1,16 @@
 """An epoch of GPT-2 124M beside `transformers` + `peft`: time in alternating rounds, and memory.
 
     python benchmarks/speed.py --rounds 5
+    python benchmarks/speed.py --rounds 5 --batches 149 --device cuda --contestants ours-16 \
+        grouped-16 dynamic-16 labs-16 ours grouped dynamic
 
 Random weights, rank 8, alpha 16, all linear layers, batches of 8, the labs' split of the SMS Spam
 Collection (seed 42). In every round each contestant takes some batches of its epoch, spread evenly
 over their lengths; what they took, divided by their real tokens and times the real tokens of the
 epoch, is the time of an epoch. Medians are over rounds, ratios over pairs of one round. Memory is
-the peak of a process of its own above that of an interpreter with torch imported.
+the peak of a process of its own above that of an interpreter with torch imported; on a GPU neither
+it nor the share of the rate of products is looked at. What `ours` does there before its first step
+(recording) is told on a line of its own.
 
 Contestants: `ours` (random batches, packed rows) and peft with batches of like length (`grouped`,
 which makes batches of one class), random batches padded to their longest (`dynamic`), and every
@@ -42,6 +46,7 @@ from lora_gpt.core.training import Part, Trainer
 from lora_gpt.core.weights import load_base
 
 CONTESTANTS = ("ours", "ours-16", "grouped", "grouped-16", "dynamic", "labs")
+ALL = (*CONTESTANTS, "dynamic-16", "labs-16")
 BATCH = 8
 Run = Callable[[int], tuple[float, int]]
 """Some batches -> seconds that they took and real tokens in them."""
@@ -68,10 +73,15 @@ def ours(config: RunConfig) -> Run:
     """Our own trainer, on the batches of the first epoch."""
     model: GPTModel = finished(load_base(config))
     keep_freed_memory()
-    model = prepare(model, "lora", config.lora, config.seed)
+    device = torch.device(config.training.device)
+    model = prepare(model, "lora", config.lora, config.seed).to(device)
     compute_in(model, config.training.precision)
     classifier = Classifier(model, tokenizer.load("gpt2"))
     trainer = Trainer(model, config, Part.of(lab_messages(config), classifier))
+    begun = time.perf_counter()
+    if shapes := sum(1 for _ in trainer.record()):
+        spent = time.perf_counter() - begun
+        print(f"ours, {config.training.precision}: {shapes - 1} shapes recorded in {spent:.1f} s")
     order = by_length([sum(len(trainer.train.sequences[p]) for p in b) for b in epoch(trainer)])
 
     def run(count: int) -> tuple[float, int]:
@@ -126,7 +136,8 @@ def theirs(config: RunConfig, kind: str) -> Run:
         for parameter in model.parameters():  # as ours: what is frozen, in half the bytes
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
-    model.train()
+    device, halved = config.training.device, config.training.precision == "bfloat16"
+    model.to(device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
     places = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(0)).tolist()
@@ -142,8 +153,9 @@ def theirs(config: RunConfig, kind: str) -> Run:
         width = longest if kind == "labs" else max(map(len, rows))
         tokens = torch.tensor([row + [50256] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.training.precision == "bfloat16"):
-            out = model(input_ids=tokens, attention_mask=mask, labels=labels[batch])
+        inputs = {"input_ids": tokens, "attention_mask": mask, "labels": labels[batch]}
+        with torch.autocast(device, torch.bfloat16, enabled=halved):
+            out = model(**{name: each.to(device) for name, each in inputs.items()})
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -206,16 +218,16 @@ def needed(tokens: int, messages: int) -> float:
     return 2 * full - 3 * square * tokens
 
 
-def configured(name: str) -> RunConfig:
+def configured(name: str, device: str = "cpu") -> RunConfig:
     """The run of a contestant."""
     precision = "bfloat16" if name.endswith("-16") else "float32"
     return preset("lab").changed(
-        model="gpt2", init="random", data="sms-spam", precision=precision, device="cpu"
+        model="gpt2", init="random", data="sms-spam", precision=precision, device=device
     )
 
 
-def contestant(name: str) -> Run:
-    config, kind = configured(name), name.removesuffix("-16")
+def contestant(name: str, device: str = "cpu") -> Run:
+    config, kind = configured(name, device), name.removesuffix("-16")
     return ours(config) if kind == "ours" else theirs(config, kind)
 
 
@@ -224,8 +236,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=15, help="of each contestant in a round")
-    parser.add_argument("--contestants", choices=CONTESTANTS, nargs="*", default=[*CONTESTANTS])
-    parser.add_argument("--memory-of", choices=(*CONTESTANTS, "nothing"), help=argparse.SUPPRESS)
+    parser.add_argument("--contestants", choices=ALL, nargs="*", default=[*CONTESTANTS])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--memory-of", choices=(*ALL, "nothing"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         if options.memory_of != "nothing":
@@ -235,11 +248,14 @@ def main() -> None:
     sequences, _ = sequences_of(configured("ours"))
     total = sum(map(len, sequences)) * (len(sequences) // BATCH * BATCH) // len(sequences)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
+    if options.device == "cuda":
+        print(torch.cuda.get_device_name())
     print(f"torch {torch.__version__}; {len(sequences)} messages, {total} tokens an epoch")
-    runs = {name: contestant(name) for name in options.contestants}
+    runs = {name: contestant(name, options.device) for name in options.contestants}
+    on_cpu = options.device == "cpu"
 
     def batches_of(name: str) -> int:
-        return max(3, options.batches // 5) if name == "labs" else options.batches
+        return max(3, options.batches // 5) if name == "labs" and on_cpu else options.batches
 
     for name, run in runs.items():
         run(batches_of(name))  # warm: kernels for every shape are compiled
@@ -249,14 +265,14 @@ def main() -> None:
         for name, run in runs.items():
             spent, tokens = run(batches_of(name))
             seconds[name].append(spent / tokens * total)
-            if name in shares:
+            if name in shares and on_cpu:
                 precision = configured(name).training.precision
                 rate = product_rate(total * BATCH // len(sequences), precision)
                 floor = needed(total, len(sequences) // BATCH * BATCH) / rate
                 shares[name].append(floor / seconds[name][-1])
-        told = ", ".join(f"{name} {spent[-1]:.1f} s" for name, spent in seconds.items())
+        told = ", ".join(f"{name} {spent[-1]:.3g} s" for name, spent in seconds.items())
         print(f"round {number + 1}: {told}", flush=True)
-    report(seconds, shares)
+    report(seconds, shares, on_cpu)
 
 
 def memory(name: str) -> float:
@@ -274,18 +290,19 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def report(seconds: dict[str, list[float]], shares: dict[str, list[float]]) -> None:
+def report(seconds: dict[str, list[float]], shares: dict[str, list[float]], on_cpu: bool) -> None:
     """The table of the README and one line of JSON."""
     found = []
     heads = "".join(f" times {name} |" for name in shares)
     print(f"| | an epoch |{heads} memory |\n| --- | ---: |{' ---: |' * len(shares)} ---: |")
     for name, spent in seconds.items():
         ratios = [ratio(spent, seconds[own]) for own in shares]
-        peak = memory(name)
+        peak = memory(name) if on_cpu else None
         told = "".join(f" {each:.2f} |" for each in ratios)
-        print(f"| {name} | {statistics.median(spent):.0f} s |{told} {peak:.0f} MB |", flush=True)
+        told += f" {peak:.0f} MB |" if peak is not None else " |"
+        print(f"| {name} | {statistics.median(spent):.3g} s |{told}", flush=True)
         found.append({"name": name, "seconds": spent, "ratios": ratios, "memory_mb": peak})
-    for name, share in shares.items():
+    for name, share in shares.items() if on_cpu else ():
         print(f"{name}: {statistics.median(share):.0%} of the rate of products")
     print(json.dumps({"contestants": found, "shares": shares}))
 

@@ -43,6 +43,8 @@ class Started:
     """Where a resumed run goes on."""
     precision: str = "float32"
     """Of the frozen layers' products."""
+    recorded: bool = False
+    """Whether the steps are played from recordings, as CUDA graphs."""
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def _test(events: Sequence[Event]) -> str:
     if not ends or not starts:
         return title + "Not known yet: the run has not finished."
     end, start, test = ends[-1], starts[-1], ends[-1].test
+    recorded = ", its steps played from recordings (CUDA graphs)" if start.recorded else ""
     return (
         title + f"**{percent_with_interval(test)}** on messages that were never trained on; on the"
         f" training part {100 * end.train_accuracy:.2f}%. A linear model on the same split:"
@@ -140,7 +141,7 @@ def _test(events: Sequence[Event]) -> str:
         f"Of {start.test_size} test messages {start.leaked_test_messages} also stand letter for"
         f" letter in training, {start.near_test_messages} nearly so.\n\n"
         f"Training took {end.train_seconds:.1f} s for {end.steps} steps on {start.device},"
-        f" the frozen layers in {start.precision}.\n\n" + _misclassified(test)
+        f" the frozen layers in {start.precision}{recorded}.\n\n" + _misclassified(test)
     )
 
 

@@ -23,6 +23,7 @@ from lora_gpt.core.lora import (
     replace_linear_with_lora,
 )
 from lora_gpt.core.model import GPTModel, Packing
+from lora_gpt.core.recording import recorded_or_plain
 
 ROWS = 32
 """Tokens in bfloat16 on a CPU come in multiples of this: the library compiles a kernel for each new
@@ -85,12 +86,19 @@ def _seconds_in_this_minute(minute: int, step: BlockStep, precision: str) -> flo
     width = max(1, min(cfg.context_length, round(step.tokens / step.batch)))
     packing = Packing([width] * step.batch, device, model.multiple)
 
-    def once() -> float:
-        x = torch.randn(packing.rows, cfg.emb_dim, device=device, requires_grad=True)
-        begun = time.perf_counter()
+    x = torch.randn(packing.rows, cfg.emb_dim, device=device, requires_grad=True)
+
+    def work() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=model.half_precision):
             y = model.trf_blocks[0](x, packing)
         y.sum().backward()
+
+    # As training does it there.
+    play = recorded_or_plain(work) if device.type == "cuda" else work
+
+    def once() -> float:
+        begun = time.perf_counter()
+        play()
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - begun

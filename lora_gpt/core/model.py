@@ -47,7 +47,7 @@ class Packing:
         self._read = F.pad(slots, (0, self.filler)).to(device)  # (N,)
         self._written = slots.to(device)  # (real,)
         columns = torch.arange(self.width) < sizes[:, None]  # (B, T)
-        self.real = None if self.is_rectangle else columns[:, None, None].to(device)
+        self.real: Tensor | None = None if self.is_rectangle else columns[:, None, None].to(device)
         """Which columns hold no pad, (B, 1, 1, T); None where all do."""
 
     def pad(self, rows: Tensor) -> Tensor:
@@ -62,6 +62,24 @@ class Packing:
         """(B, T, d) -> (N, d)."""
         flat = padded.flatten(0, 1)
         return flat if self.is_rectangle else flat.index_select(0, self._read)
+
+
+class Rectangle(Packing):
+    """Sequences of `lengths` (B,), each padded to `width` columns; pads are multiplied as well.
+
+    What it holds follows from B, from `width` and from a tensor alone, which may lie on a GPU: so
+    one series of kernels serves every batch of its shape. Causal attention keeps pads from the real
+    tokens as ever, and nobody reads what stands at a pad.
+    """
+
+    def __init__(self, lengths: Tensor, width: int):
+        self.batch, self.width, self.longest = len(lengths), width, width
+        self.rows, self.filler, self.is_rectangle = self.batch * width, 0, True
+        columns = torch.arange(width, device=lengths.device)
+        begins = width * torch.arange(self.batch, device=lengths.device)
+        self.last = begins + lengths - 1
+        self.positions = columns.repeat(self.batch)
+        self.real = (columns < lengths[:, None])[:, None, None]
 
 
 def _rounded(size: int, multiple: int) -> int:
@@ -135,7 +153,7 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         if last_only:
             # The last token sees all of its sequence: only pads must be kept from it.
-            query = self._heads(self.W_query(x[packing.last])[:, None])
+            query = self._heads(self.W_query(x.index_select(0, packing.last))[:, None])
             key = self._heads(packing.pad(self.W_key(x)))
             value = self._heads(packing.pad(self.W_value(x)))
             context = F.scaled_dot_product_attention(query, key, value, packing.real, dropout)
@@ -170,7 +188,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, packing: Packing, last_only: bool = False) -> Tensor:
         """(N, d) -> (N, d), or (B, d) for the last real tokens alone."""
         attended = self.att(_narrowed(self.norm1(x)), packing, last_only)
-        x = (x[packing.last] if last_only else x) + self.drop_shortcut(attended)
+        x = (x.index_select(0, packing.last) if last_only else x) + self.drop_shortcut(attended)
         return x + self.drop_shortcut(self.ff(_narrowed(self.norm2(x))))
 
 

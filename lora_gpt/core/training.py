@@ -6,6 +6,7 @@ from a checkpoint sees what one that was never stopped sees.
 """
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,13 +18,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_gpt.config import MODELS, BadValue, RunConfig, TrainingConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.adapter import adapter_files
 from lora_gpt.core.baseline import linear_baseline
-from lora_gpt.core.classify import Classifier, logits_in_parts, logits_of, pack
+from lora_gpt.core.classify import Classifier, logits_in_parts, logits_of
 from lora_gpt.core.cost import peak_memory_mb, reset_peak_memory
 from lora_gpt.core.data import Message, read_messages
 from lora_gpt.core.evaluation import Metrics, measure
@@ -36,6 +37,7 @@ from lora_gpt.core.machine import (
     keep_freed_memory,
 )
 from lora_gpt.core.model import GPTModel
+from lora_gpt.core.optimizer_step import PackedStep, RecordedStep, optimizer_of
 from lora_gpt.core.split import Split, split
 from lora_gpt.core.weights import load_base
 from lora_gpt.events import (
@@ -123,23 +125,39 @@ class Trainer:
         steps = self.per_epoch * training.epochs
         self.steps = min(steps, training.max_steps) if training.max_steps else steps
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained,
-            lr=training.effective_learning_rate,
-            weight_decay=training.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),  # one call for all, not ten for each
-        )
+        self.optimizer = optimizer_of(self.trained, training.weight_decay)
+        parts = (model, self.optimizer, train.sequences, train.labels, training.clip)
+        self._one: PackedStep = PackedStep(*parts)
+        if self.device.type == "cuda":
+            self._one = RecordedStep(*parts, batch_size=training.batch_size)
         self.step, self.seconds, self.right, self.seen = 0, 0.0, 0, 0
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=10)
         self._order: tuple[int, list[int]] = (-1, [])
 
     def batch(self) -> list[int]:
         """Places in the training part of the messages of this step."""
-        epoch, batch = divmod(self.step, self.per_epoch)
+        size, batch = self.config.training.batch_size, self.step % self.per_epoch
+        return self._order_of(self.step)[batch * size : (batch + 1) * size]
+
+    def _order_of(self, step: int) -> list[int]:
+        epoch = step // self.per_epoch
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.train), self.config.seed, epoch))
-        size = self.config.training.batch_size
-        return self._order[1][batch * size : (batch + 1) * size]
+        return self._order[1]
+
+    def record(self) -> Iterator[Progress]:
+        """On a GPU, record what the batches of this epoch need; nothing to do elsewhere."""
+        if isinstance(self._one, RecordedStep):
+            self.model.train()
+            size, order = self.config.training.batch_size, self._order_of(self.step)
+            batches = (order[at : at + size] for at in range(0, self.per_epoch * size, size))
+            for done, total in self._one.prepare(batches):
+                yield Progress("recording the steps on the GPU", done, total)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are played from recordings."""
+        return isinstance(self._one, RecordedStep) and not self._one.refused
 
     def advance(self, clock: Callable[[], float]) -> Step:
         """One step of the optimizer."""
@@ -151,26 +169,15 @@ class Trainer:
         # Dropout draws from the global generator: seeded by step, it does not know about the past.
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
         self.model.train()
-        chosen = [self.train.sequences[place] for place in places]
-        tokens, packing = pack(chosen, self.device, self.model.multiple)
-        count = sum(map(len, chosen))
-        labels = self.train.labels[places].to(self.device)
-        logits = self.model.last_logits(tokens, packing)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.trained, training.clip or float("inf"))
         now_rate = rate(training, self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = now_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        value = loss.item()
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
+        outcome = self._one(places, now_rate)
+        if not math.isfinite(outcome.loss) or not math.isfinite(outcome.gradient_norm):
             raise ArithmeticError(
-                f"learning_rate: the loss became {value} at step {self.step}; a rate below"
+                f"learning_rate: the loss became {outcome.loss} at step {self.step}; a rate below"
                 f" {training.effective_learning_rate:g} keeps it finite"
             )
-        self.right += int((logits.argmax(-1) == labels).sum())
+        count = sum(len(self.train.sequences[place]) for place in places)
+        self.right += outcome.right
         self.seen += len(places)
         self.step += 1
         spent = clock() - begun
@@ -181,10 +188,10 @@ class Trainer:
             step=self.step - 1,
             epoch=epoch + 1,
             batch=batch + 1,
-            loss=value,
+            loss=outcome.loss,
             accuracy=self.right / self.seen,
             learning_rate=now_rate,
-            gradient_norm=float(norm),
+            gradient_norm=outcome.gradient_norm,
             tokens=count,
             messages=len(places),
             seconds=self.seconds,
@@ -292,6 +299,7 @@ def train(
     else:
         step = BlockStep.of(config, [*map(len, trainer.train.sequences)], device)
         compute_in(model, choose_precision(config.training.precision, step))
+    yield from trainer.record()
     validation = Part.of(parts.validation, classifier) if parts.validation else None
     yield _started(trainer, parts)
     yield from _steps(trainer, validation, clock)
@@ -314,6 +322,7 @@ def _started(trainer: Trainer, parts: Split) -> Started:
         precision="bfloat16" if trainer.model.half_precision else "float32",
         threads=torch.get_num_threads(),
         first_step=trainer.step,
+        recorded=trainer.recorded,
     )
 
 
