@@ -24,6 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import lora_gpt  # noqa: F401, before torch: it says how threads wait
+
+# isort: split
 import torch
 from safetensors.torch import save_file
 

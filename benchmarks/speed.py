@@ -31,6 +31,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import lora_gpt  # noqa: F401, before torch: it says how threads wait
+
+# isort: split
 import torch
 
 from lora_gpt.config import RunConfig, preset

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import lora_gpt  # noqa: F401, before torch: it says how threads wait, as it does for the app
+
 MAY_BE_SKIPPED = ("needs a CUDA device", "root reads every file")
 """Reasons for which a test may be skipped even in CI: it has no GPU, and may run as root."""
 

@@ -20,6 +20,19 @@ def test_runs_are_kept_where_the_environment_says(monkeypatch, tmp_path):
     assert default_runs().parts[-2:] == ("lora_gpt", "runs")
 
 
+def test_threads_wait_without_spinning():
+    """Said before torch is loaded, which reads it once; who has said something else is heard."""
+    asked = "import lora_gpt, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+
+    def told(environment):
+        command = [sys.executable, "-c", asked]
+        return subprocess.check_output(command, cwd=HOUSE, env=environment, text=True).split()
+
+    plain = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    assert told(plain) == ["PASSIVE", "False"]
+    assert told(plain | {"OMP_WAIT_POLICY": "ACTIVE"}) == ["ACTIVE", "False"]
+
+
 def test_the_page_is_served_where_the_environment_says(tmp_path):
     """One line tells the address, /healthz answers, a worker is made ready before anybody asks for
     one, and SIGTERM ends it all as in a container."""

@@ -103,17 +103,7 @@ def _seconds_in_this_minute(minute: int, step: BlockStep, precision: str) -> flo
             torch.cuda.synchronize()
         return time.perf_counter() - begun
 
-    best = min(once() for _ in range(6))  # the first ones warm up
-    threads = torch.get_num_threads()
-    if device.type == "cpu" and threads > 1:
-        # Threads wait for each other: where a browser that draws the page has one of the cores, all
-        # of them together are many times slower than one, and than they are a moment later.
-        torch.set_num_threads(1)
-        try:
-            best = min(best, *(once() for _ in range(6)))
-        finally:
-            torch.set_num_threads(threads)
-    return best
+    return min(once() for _ in range(6))  # the first ones warm up
 
 
 def choose_precision(name: str, step: BlockStep) -> str:

@@ -67,8 +67,10 @@ class PackedStep:
         self.clip = clip or float("inf")
         self.trained = [p for p in model.parameters() if p.requires_grad]
 
-    def __call__(self, places: list[int], rate: float) -> Outcome:
-        """A step at the learning rate `rate` on the sequences at `places`."""
+    def __call__(self, places: list[int], rate: float, seed: int) -> Outcome:
+        """A step at the learning rate `rate` on the sequences at `places`; `seed` is for dropout,
+        which draws from the global generator and so would depend on the past."""
+        torch.manual_seed(seed)
         self._set(rate)
         chosen = [self.sequences[place] for place in places]
         tokens, packing = pack(chosen, self.device, self.model.multiple)
@@ -126,11 +128,12 @@ class RecordedStep(PackedStep):
             self._playing(width)
         yield len(needed), len(needed)
 
-    def __call__(self, places: list[int], rate: float) -> Outcome:
+    def __call__(self, places: list[int], rate: float, seed: int) -> Outcome:
         self._places.copy_(torch.tensor(places))
         play = self._playing(self._width_of(places))
         if play is None:
-            return super().__call__(places, rate)
+            return super().__call__(places, rate, seed)
+        torch.manual_seed(seed)
         self._set(rate)
         return Outcome.of(play())
 

@@ -166,11 +166,9 @@ class Trainer:
         if batch == 0:
             self.right = self.seen = 0
         places, training = self.batch(), self.config.training
-        # Dropout draws from the global generator: seeded by step, it does not know about the past.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
         self.model.train()
         now_rate = rate(training, self.step, self.steps)
-        outcome = self._one(places, now_rate)
+        outcome = self._one(places, now_rate, self.config.seed * 1_000_003 + self.step)
         if not math.isfinite(outcome.loss) or not math.isfinite(outcome.gradient_norm):
             raise ArithmeticError(
                 f"learning_rate: the loss became {outcome.loss} at step {self.step}; a rate below"

@@ -13,7 +13,7 @@ from lora_gpt.core import machine
 from lora_gpt.core.classify import pack
 from lora_gpt.core.lora import lora_layers, prepare, set_strength
 from lora_gpt.core.machine import BlockStep, choose_precision, compute_in, keep_freed_memory
-from lora_gpt.core.model import GPTModel, TransformerBlock, initialise
+from lora_gpt.core.model import GPTModel, initialise
 
 CPU = torch.device("cpu")
 SMALL = GPTConfig(97, 64, 64, 4, 3)
@@ -148,24 +148,6 @@ def test_a_block_is_measured_once_a_minute(precision, monkeypatch):
     for now[0] in (600.0, 659.0, 661.0):
         assert step_of().seconds(precision) > 0
     assert asked == [precision, precision]
-
-
-def test_timing_leaves_the_threads_as_they_are(monkeypatch):
-    """One thread is tried beside all of them, since together they may be the slower ones."""
-    before, used, forward = torch.get_num_threads(), set(), TransformerBlock.forward
-
-    def watched(block, *given):
-        used.add(torch.get_num_threads())
-        return forward(block, *given)
-
-    monkeypatch.setattr(TransformerBlock, "forward", watched)
-    machine._seconds_in_this_minute.cache_clear()
-    torch.set_num_threads(2)
-    try:
-        assert step_of().seconds("float32") > 0
-        assert used == {1, 2} and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_memory_is_kept_only_where_the_library_can(monkeypatch):
