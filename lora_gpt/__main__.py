@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lora_gpt import __version__
 from lora_gpt.config import (
+    DEVICES,
     GROUPS,
     PRESET_LABELS,
     Knob,
@@ -147,14 +148,14 @@ def build_parser() -> Parser:
     pretrain.add_argument("--tokens", type=_number, default=24e6, help="To train on. [24e6]")
     pretrain.add_argument(
         "--stage",
-        choices=("prose", "messages", "deeper"),
+        choices=("prose", "messages"),
         default="prose",
-        help="What is trained (train): prose first, then messages from where prose ended, then"
-        " deeper, with more blocks. [prose]",
+        help="What is trained (train): prose first, then messages from where prose ended. [prose]",
     )
     pretrain.add_argument(
-        "--compiled", action="store_true", help="Train faster; needs a C++ compiler."
+        "--device", choices=DEVICES, default="auto", help="Where it is trained (train). [auto]"
     )
+    pretrain.add_argument("--compiled", action="store_true", help="Train faster; needs a compiler.")
     return parser
 
 
@@ -357,6 +358,7 @@ def run_pretrain(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.tokens,
         arguments.stage,
         arguments.compiled,
+        arguments.device,
     )
 
 

@@ -52,7 +52,7 @@ def _gpt2(emb_dim: int, n_heads: int, n_layers: int) -> GPTConfig:
 
 
 MODELS: dict[str, ModelSpec] = {
-    "mini": ModelSpec("mini (bundled)", GPTConfig(4096, 256, 256, 4, 6), encoding="mini"),
+    "mini": ModelSpec("mini (bundled)", GPTConfig(4096, 256, 384, 6, 4), encoding="mini"),
     "distilgpt2": ModelSpec("DistilGPT-2 82M", _gpt2(768, 12, 6), "distilbert/distilgpt2"),
     "gpt2": ModelSpec("GPT-2 124M", _gpt2(768, 12, 12), "openai-community/gpt2"),
     "gpt2-medium": ModelSpec("GPT-2 medium", _gpt2(1024, 16, 24), "openai-community/gpt2-medium"),

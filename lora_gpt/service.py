@@ -193,7 +193,9 @@ class Service:
         _, parts = self._divided(config)
         device = choose_device(config.training.device)
         encoding = tokenizer.load(MODELS[config.model].encoding)
-        longest = config.training.max_tokens or config.architecture.context_length
+        longest = tokenizer.longest_message(
+            encoding, config.architecture.context_length, config.training.max_tokens
+        )
         lengths = [len(tokenizer.encode(encoding, m.text, longest)) for m in parts.train]
         expected = cost.estimate(config, lengths, device)
         method = config.training.method

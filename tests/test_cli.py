@@ -106,7 +106,7 @@ def test_counts_follow_the_options(capsys):
     """Rank x (in + out), summed over the layers that were chosen."""
     assert main(["count", "--model", "mini", "--rank", "3", "--targets", "W_key", "--json"]) == 0
     stages = last_json(capsys)["stages"]
-    assert stages[1]["trainable"] == 6 * 3 * (256 + 256)
+    assert stages[1]["trainable"] == 4 * 3 * (384 + 384)
 
 
 def test_another_shape_is_counted_and_drawn(capsys):

@@ -342,7 +342,7 @@ def test_a_shape_that_is_no_gpt2_is_refused(shape, rule):
 def test_the_weights_of_a_model_have_its_own_shape():
     """Another one needs other weights, or none."""
     assert "'weights' names others" in refused("shape", "512x8x4x512").rule
-    assert RunConfig(shape="256x4x6x256").architecture == MODELS["mini"].config
+    assert RunConfig(shape="384x6x4x256").architecture == MODELS["mini"].config
     assert RunConfig(init="random", shape="64x2x1x64").architecture.emb_dim == 64
 
 

@@ -145,7 +145,7 @@ def test_plan(service, tiny):
     """Steps and trained share as the run will have them, and a cost that is a number."""
     plan = service.plan(tiny.changed(max_steps=0, epochs=3))
     assert (plan.steps, plan.steps_per_epoch) == (30, 10)
-    assert plan.trainable == 6 * 2 * (4 * 512 + 2 * 1280) + 2 * 256 + 2
+    assert plan.trainable == 4 * 2 * (4 * 768 + 2 * 1920) + 2 * 384 + 2
     assert plan.seconds > 0 and plan.memory_mb > 10 and plan.device in ("cpu", "cuda", "mps")
     assert service.plan(tiny).steps == 4
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_gpt.core import tokenizer
 from lora_gpt.core.model import GPTModel, Packing
+from lora_gpt.core.tokenizer import longest_message
 
 BATCH_TOKENS = 4096
 """Most tokens, pads counted, that go through the model at once."""
@@ -110,15 +111,15 @@ class Classifier:
 
     def __init__(self, model: GPTModel, encoding: tiktoken.Encoding, max_tokens: int = 0):
         self.model, self.encoding = model, encoding
-        self.longest = max_tokens or model.cfg.context_length
+        self.longest = longest_message(encoding, model.cfg.context_length, max_tokens)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [tokenizer.encode(self.encoding, text, self.longest) for text in texts]
 
     def verdicts(self, texts: Sequence[str]) -> list[Verdict]:
         """A verdict for each text, in order."""
-        # One token more than is read tells a message that just fits from one that was cut.
-        sequences = [tokenizer.encode(self.encoding, text, self.longest + 1) for text in texts]
-        kept = [sequence[: self.longest] for sequence in sequences]
-        found = zip(texts, spam_probabilities(self.model, kept), sequences, strict=True)
-        return [verdict(text, p, len(sequence) > self.longest) for text, p, sequence in found]
+        probabilities = spam_probabilities(self.model, self.encode(texts))
+        return [
+            verdict(text, p, len(self.encoding.encode_ordinary(text)) > self.longest)
+            for text, p in zip(texts, probabilities, strict=True)
+        ]

@@ -50,10 +50,30 @@ def load(name: str) -> tiktoken.Encoding:
         ) from error
 
 
+ENDS = {"mini": "\n"}
+"""What is put behind a message, by the name of the encoding. The bundled model has read messages a
+line each, several of one sender below each other: at the end of a line it had to tell how the same
+sender goes on, so that is where it knows most of the whole message. GPT-2 is asked at the last
+token of the message itself, as in the labs."""
+
+
+def end_of(encoding: tiktoken.Encoding) -> list[int]:
+    """The tokens that are put behind every message."""
+    return encoding.encode_ordinary(ENDS.get(encoding.name, ""))
+
+
+def longest_message(encoding: tiktoken.Encoding, context_length: int, max_tokens: int = 0) -> int:
+    """How many tokens of a message are read: `max_tokens`, or all (0) that leave room for the end
+    in a context of `context_length`."""
+    room = context_length - len(end_of(encoding))
+    return min(max_tokens or room, room)
+
+
 def encode(encoding: tiktoken.Encoding, text: str, longest: int) -> list[int]:
-    """The first `longest` tokens of `text`, at least one: empty text becomes one end-of-text.
+    """The first `longest` tokens of `text` and the end that belongs behind it, at least one token:
+    where there is neither, one end-of-text.
 
     Special tokens in the text are read as plain characters: people may type them.
     """
-    tokens = encoding.encode_ordinary(text)[:longest]
+    tokens = encoding.encode_ordinary(text)[:longest] + end_of(encoding)
     return tokens or [encoding.eot_token]

@@ -64,8 +64,8 @@ def test_a_message_that_does_not_fit_is_flagged(classifier):
     """One that just fits is not; the end of a longer one changes nothing."""
     encoding = classifier.encoding
     tokens = encoding.encode_ordinary("old " * 60)
-    fits, longer = (encoding.decode(tokens[:size]) for size in (32, 33))
-    assert [len(encoding.encode_ordinary(text)) for text in (fits, longer)] == [32, 33]
+    fits, longer = (encoding.decode(tokens[:size]) for size in (31, 32))  # and the line's end
+    assert [len(encoding.encode_ordinary(text)) for text in (fits, longer)] == [31, 32]
     one, other = classifier.verdicts([fits, longer])
     assert (one.truncated, other.truncated) == (False, True)
     assert one.p_spam == pytest.approx(other.p_spam, abs=1e-6)

@@ -58,18 +58,31 @@ def test_special_tokens_in_a_text_are_plain_characters(mini):
     """People may type them; they never become the special token."""
     tokens = tokenizer.encode(mini, "<|endoftext|>", 100)
     assert mini.eot_token not in tokens
-    assert mini.decode(tokens) == "<|endoftext|>"
+    assert mini.decode(tokens) == "<|endoftext|>\n"
 
 
 def test_an_empty_text_has_one_token(mini):
-    """The end-of-text token, so that there is a last token to classify at."""
-    assert tokenizer.encode(mini, "", 10) == [mini.eot_token]
+    """So that there is a last token to classify at: the end of a line, or else the end of text."""
+    assert tokenizer.encode(mini, "", 10) == mini.encode_ordinary("\n")
+    other = tokenizer.from_file(tokenizer.VOCABULARY, "other")
+    assert tokenizer.encode(other, "", 10) == [other.eot_token]
 
 
 def test_a_long_text_is_cut(mini):
-    """Its first tokens are kept."""
+    """Its first tokens are kept, and the end of its line."""
     text = "one two three four five six"
-    assert tokenizer.encode(mini, text, 3) == mini.encode_ordinary(text)[:3]
+    (line_break,) = mini.encode_ordinary("\n")
+    assert tokenizer.encode(mini, text, 3) == [*mini.encode_ordinary(text)[:3], line_break]
+    assert tokenizer.encode(mini, text, 99) == [*mini.encode_ordinary(text), line_break]
+
+
+def test_the_end_has_room_in_the_context(mini):
+    """Where only the context sets a limit, and where a knob does."""
+    assert tokenizer.longest_message(mini, 256) == 255
+    assert tokenizer.longest_message(mini, 256, 256) == 255
+    assert tokenizer.longest_message(mini, 256, 40) == 40
+    other = tokenizer.from_file(tokenizer.VOCABULARY, "other")
+    assert tokenizer.longest_message(other, 256) == 256
 
 
 def test_every_model_names_an_encoding_of_its_size():

@@ -48,27 +48,20 @@ SOURCES = (
 )
 STAGES: dict[str, dict[str, float]] = {
     "prose": {
-        "enron_spam_mail": 0.28,
-        "schema_guided_dialogue": 0.22,
-        "common_voice_sentences": 0.12,
+        "gutenberg": 0.56,
+        "schema_guided_dialogue": 0.15,
+        "enron_spam_mail": 0.15,
+        "common_voice_sentences": 0.08,
         "taskmaster4": 0.02,
-        "gutenberg": 0.36,
+        "threads": 0.04,
     },
     "messages": {
-        "threads": 0.42,
-        "enron_spam_mail": 0.15,
-        "schema_guided_dialogue": 0.12,
-        "common_voice_sentences": 0.10,
+        "threads": 0.26,
+        "gutenberg": 0.30,
+        "enron_spam_mail": 0.16,
+        "schema_guided_dialogue": 0.14,
+        "common_voice_sentences": 0.12,
         "taskmaster4": 0.02,
-        "gutenberg": 0.19,
-    },
-    "deeper": {
-        "threads": 0.36,
-        "enron_spam_mail": 0.18,
-        "schema_guided_dialogue": 0.10,
-        "common_voice_sentences": 0.10,
-        "taskmaster4": 0.02,
-        "gutenberg": 0.24,
     },
 }
 """Share of each source in the tokens of a stage; the stages follow each other."""

@@ -1,17 +1,15 @@
 """Step 3: next-token training of the bundled model, resumable, with a held-out loss.
 
 Every step is a function of (seed, step) alone, so a run that was stopped and resumed sees what one
-that was never stopped would have seen. The learning rate warms up, stays, and falls to 0 over the
-end of a stage, so that a longer training can branch off before the fall. A stage starts from the
-weights of the one before, with more blocks where its recipe says so, and keeps a checkpoint of its
-own.
+that was never stopped would have seen. The learning rate warms up and stays; it falls over the last
+stage alone, whose text is nearest to what the model is for (Hu et al. 2024, "MiniCPM", section 4).
+A stage starts from the weights of the one before and keeps a checkpoint of its own.
 """
 
 import json
 import math
-import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,11 +17,18 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lora_gpt.config import MODELS, GPTConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.model import GPTModel, Packing, initialise
 from lora_gpt.core.pretrain.corpus import SOURCES, STAGES, read_documents
+from lora_gpt.core.recording import recorded_or_plain, undone
+
+DRAWING = 4
+"""Processes that draw rows for a GPU."""
+EVERY = 500
+"""Steps from one checkpoint, with a look at the held-out text, to the next."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,14 @@ class Recipe:
 
     tokens: int
     stage: str = "prose"
-    n_layers: int = MODELS["mini"].config.n_layers
-    rows: int = 24
+    rows: int = 96
     width: int = 256
-    learning_rate: float = 2e-3
-    matrix_rate: float = 3e-3
+    learning_rate: float = 3e-3
+    matrix_rate: float = 6e-3
     """Learning rate of Muon, which trains the blocks' matrices; AdamW trains everything else."""
-    warmup_steps: int = 150
-    fall: float = 0.2
+    warmup_steps: int = 200
+    fall: float = 0.0
+    """Share of the steps, at the end, over which the rates fall to 0."""
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
@@ -61,17 +66,10 @@ class Recipe:
 
 
 RECIPES: dict[str, dict[str, float]] = {
-    "prose": {"n_layers": 4},
-    "messages": {
-        "n_layers": 4,
-        "learning_rate": 1.5e-3,
-        "warmup_steps": 100,
-        "fall": 0.7,
-        "seed": 1,
-    },
-    "deeper": {"learning_rate": 1.5e-3, "warmup_steps": 100, "fall": 0.8, "seed": 2},
+    "prose": {},
+    "messages": {"fall": 1.0, "seed": 1},
 }
-"""What each stage sets in its recipe: a small model learns fast, a larger one learns more."""
+"""What each stage sets in its recipe."""
 
 
 def recipe_of(stage: str, tokens: int) -> Recipe:
@@ -102,8 +100,8 @@ def encode_sources(corpus: Path, out: Path) -> None:
         save_file(streams, out / f"tokens.{part}.safetensors")
 
 
-class Mixture:
-    """Rows of tokens drawn from the sources by their shares; the same step draws the same rows.
+class Mixture(Dataset):
+    """Rows of tokens by step, drawn from the sources by their shares; the same step draws the same.
 
     A row begins where a line or a document does, as everything does that the model will classify:
     its first positions never learn to read the middle of a sentence.
@@ -116,7 +114,7 @@ class Mixture:
         self.shares = torch.tensor([*shares.values()])
         self.recipe = recipe
 
-    def rows(self, step: int) -> Tensor:
+    def __getitem__(self, step: int) -> Tensor:
         """(rows, width + 1) tokens."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         count, width = self.recipe.rows, self.recipe.width + 1
@@ -128,6 +126,18 @@ class Mixture:
             start = begins[int(torch.searchsorted(begins, anywhere)) % len(begins)]
             rows.append(stream[start : start + width])
         return torch.stack(rows).long()
+
+    def rows_from(self, start: int, device: torch.device) -> Iterable[Tensor]:
+        """The rows of every step from `start` on. Other processes draw ahead for a GPU, which would
+        wait otherwise; on a CPU they would take its time."""
+        on_gpu = device.type == "cuda"
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(start, self.recipe.steps),
+            num_workers=DRAWING if on_gpu else 0,
+            pin_memory=on_gpu,
+        )
 
 
 def line_begins(stream: Tensor, width: int) -> Tensor:
@@ -142,21 +152,21 @@ def line_begins(stream: Tensor, width: int) -> Tensor:
 def language_loss(model: GPTModel, rows: Tensor, packing: Packing | None = None) -> Tensor:
     """Mean cross-entropy of every next token of `rows` (B, T+1); `packing` is that of (B, T)."""
     tokens, following = rows[:, :-1], rows[:, 1:]
-    packing = packing or Packing([tokens.shape[1]] * len(tokens))
+    packing = packing or Packing([tokens.shape[1]] * len(tokens), rows.device)
     logits = F.linear(model.hidden_states(tokens.flatten(), packing), model.tok_emb.weight)
     return F.cross_entropy(logits.float(), following.flatten())
 
 
 def held_out_losses(model: GPTModel, streams: dict[str, Tensor], width: int) -> dict[str, float]:
     """Mean loss over the held-out text of each source, at most 16 rows of it, evenly spread."""
-    found = {}
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    found, device = {}, model.tok_emb.weight.device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         for name, stream in streams.items():
             span = min(width + 1, len(stream))
             begins = line_begins(stream, span)
             spread = torch.linspace(0, len(begins) - 1, min(16, len(begins))).long()
             rows = torch.stack([stream[i : i + span] for i in begins[spread].tolist()]).long()
-            found[name] = language_loss(model, rows).item()
+            found[name] = language_loss(model, rows.to(device)).item()
     return found
 
 
@@ -170,46 +180,66 @@ def held_out_loss(
 
 
 def pretrain(
-    work: Path, recipe: Recipe, cfg: GPTConfig | None = None, compiled: bool = False
+    work: Path,
+    recipe: Recipe,
+    cfg: GPTConfig | None = None,
+    compiled: bool = False,
+    device: str = "cpu",
 ) -> Iterator[PretrainStep]:
     """Train in `work`, which holds the encoded sources; goes on from a checkpoint that lies there.
 
-    Yields every step; writes a checkpoint every 200 steps and at the end. `compiled` lets
-    torch.compile fuse what it can: the same mathematics, faster, where there is a C++ compiler.
+    Yields every step; writes a checkpoint every `EVERY` steps and at the end. `compiled` lets
+    torch.compile fuse what it can: the same mathematics, faster, where there is a compiler.
     Raises ValueError for a checkpoint of another recipe, or where the stage before is missing.
     """
-    cfg = replace(cfg or MODELS["mini"].config, n_layers=recipe.n_layers)
     mixture = Mixture(load_file(work / "tokens.train.safetensors"), recipe)
     held_out = load_file(work / "tokens.held_out.safetensors")
-    model = initialise(GPTModel(cfg), recipe.seed)
+    place = torch.device(device)
+    model = initialise(GPTModel(cfg or MODELS["mini"].config), recipe.seed).to(place)
     model.out_head.weight = model.tok_emb.weight  # tied: half the parameters of a small model
     optimizers = _optimizers(model, recipe)
     start, log = _restore(work, model, optimizers, recipe)
-    packing = Packing([recipe.width] * recipe.rows)
+    packing = Packing([recipe.width] * recipe.rows, place)
+    trained = list(model.parameters())
+    # What changes from step to step stands here, so that a GPU can play one recording of a step.
+    read = torch.zeros(recipe.rows, recipe.width + 1, dtype=torch.long, device=place)
+    share = torch.zeros((), device=place)
 
     def objective(rows: Tensor) -> Tensor:
         return language_loss(model, rows, packing)
 
     if compiled:
         objective = torch.compile(objective)
-    for step in range(start, recipe.steps):
-        for optimizer, rate in zip(optimizers, recipe.rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * recipe.share_of_rate(step)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = objective(mixture.rows(step))
+
+    def advance() -> Tensor:
+        with torch.autocast(place.type, torch.bfloat16):
+            loss = objective(read)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
+        before = [parameter.detach().clone() for parameter in trained]
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        # Both move in proportion to their rates, so a share of the rate is that share of the way.
+        with torch.no_grad():
+            for parameter, begun in zip(trained, before, strict=True):
+                parameter.copy_(begun.lerp(parameter, share))
+        return loss.detach()
+
+    if place.type == "cuda":
+        with undone(trained, optimizers):
+            advance = recorded_or_plain(advance)
+    for step, rows in enumerate(mixture.rows_from(start, place), start):
+        read.copy_(rows, non_blocking=True)
+        share.fill_(recipe.share_of_rate(step))
+        loss = advance()
         last, value, outside = step + 1 == recipe.steps, loss.item(), None
         if not math.isfinite(value):
             raise ArithmeticError(f"the loss is {value} at step {step}: lower the learning rate")
-        if step % 200 == 0 or last:
+        if step % EVERY == 0 or last:
             outside = held_out_loss(model, held_out, recipe.width, recipe.stage)
             log.append({"step": step, "loss": value, "held_out": outside})
-            _keep(work, model, optimizers, recipe, step + 1, log)
+            _keep(work, model, optimizers, recipe, step + 1, log, place.type)
         yield PretrainStep(step, recipe.steps, value, outside)
 
 
@@ -235,7 +265,13 @@ def _optimizers(model: GPTModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
             weight_decay=recipe.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(groups, lr=adamw, betas=(0.9, 0.95), fused=True),
+        torch.optim.AdamW(
+            groups,
+            lr=adamw,
+            betas=(0.9, 0.95),
+            fused=True,
+            capturable=model.tok_emb.weight.device.type == "cuda",
+        ),
     ]
 
 
@@ -249,12 +285,14 @@ def _keep(
     recipe: Recipe,
     step: int,
     log: list[dict],
+    device: str,
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for place, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{place}.{k}": value for k, value in state.items()}
-    about = json.dumps({"step": step, "recipe": asdict(recipe), "log": log})
+    facts = {"step": step, "device": device, "recipe": asdict(recipe), "log": log}
+    about = json.dumps(facts)
     fresh = work / "checkpoint.new"
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, fresh, {"about": about})
     fresh.replace(checkpoint_of(work, recipe.stage))
@@ -309,31 +347,7 @@ def _start_from_the_stage_before(work: Path, model: GPTModel, stage: str) -> Non
         before = list(STAGES)[place - 1]
         if before not in stages_in(work):
             raise ValueError(f"work: {work} must hold the stage {before} before {stage}")
-        _fill(model, deepened(read_checkpoint(work, before)[0], model.cfg.n_layers))
-
-
-def deepened(tensors: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """The model in `tensors` with `n_layers` blocks; ValueError for fewer than it has.
-
-    The new blocks stand evenly spread, each a copy of the one before it that adds nothing yet: what
-    it writes to the shortcut is 0, so the deeper model computes what the shallower one did. Source:
-    Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking", for the copies;
-    Bachlechner et al. 2021, "ReZero is All You Need", for the zeros.
-    """
-    block = re.compile(r"model\.trf_blocks\.(\d+)\.(.+)")
-    found = [(name, match[1], match[2]) for name in tensors if (match := block.fullmatch(name))]
-    before = 1 + max(int(number) for _, number, _ in found)
-    if n_layers < before:
-        raise ValueError(f"n_layers: must be at least {before}, what there is; got {n_layers}")
-    grown = {name: value for name, value in tensors.items() if not block.fullmatch(name)}
-    origins = [place * before // n_layers for place in range(n_layers)]
-    for name, number, inner in found:
-        copies = [place for place, origin in enumerate(origins) if origin == int(number)]
-        for place in copies:
-            silent = place != copies[0] and inner.startswith(("att.out_proj.", "ff.layers.2."))
-            value = tensors[name]
-            grown[f"model.trf_blocks.{place}.{inner}"] = value * 0 if silent else value
-    return grown
+        _fill(model, read_checkpoint(work, before)[0])
 
 
 def _fill(model: GPTModel, tensors: dict[str, Tensor]) -> None:

@@ -103,8 +103,7 @@ def card(facts: dict[str, Any]) -> str:
             "",
             "## Training",
             "",
-            "Each stage goes on where the one before ended. Where it has more blocks, they are"
-            " copies that at first add nothing, so that what was learnt stays.",
+            "Each stage goes on where the one before ended.",
             "",
             *(_stage_line(about) for about in facts["stages"].values()),
             "",
@@ -163,16 +162,14 @@ def _text_table(facts: dict[str, Any]) -> list[str]:
 def _stage_line(about: dict[str, Any]) -> str:
     recipe = about["recipe"]
     seen = about["step"] * recipe["rows"] * recipe["width"]
-    note = f" {about['note']}" if "note" in about else ""
-    rates = f"AdamW at learning rate {recipe['learning_rate']:g}"
-    if "matrix_rate" in recipe:  # earlier stages had AdamW for everything
-        rates = f"Muon at learning rate {recipe['matrix_rate']:g} for the blocks' matrices, {rates}"
-        rates += " for the rest"
+    falling = f"falling to 0 over the last {100 * recipe['fall']:.0f}%"
+    place = "a GPU" if about["device"] == "cuda" else "a CPU"
     return (
-        f"- {recipe['stage']}: {recipe['n_layers']} blocks, {about['step']:,} steps of"
-        f" {recipe['rows']} x {recipe['width']} tokens: {seen:,} tokens. {rates}, falling to 0 over"
-        f" the last {100 * recipe['fall']:.0f}%, bfloat16 autocast on a CPU,"
-        f" seed {recipe['seed']}.{note}"
+        f"- {recipe['stage']}: {about['step']:,} steps of {recipe['rows']} x {recipe['width']}"
+        f" tokens: {seen:,} tokens. Muon at learning rate {recipe['matrix_rate']:g} for the blocks'"
+        f" matrices, AdamW at learning rate {recipe['learning_rate']:g} for the rest,"
+        f" {falling if recipe['fall'] else 'held'}, bfloat16 autocast on {place}, seed"
+        f" {recipe['seed']}."
     )
 
 

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from lora_gpt.config import DATA_SOURCES, MODELS, BadValue, DataConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.data import read_messages
+from lora_gpt.core.machine import choose_device
 from lora_gpt.core.pretrain import corpus, language_model, pack, vocabulary
 
 
@@ -18,6 +19,7 @@ def run(
     tokens: float,
     stage: str = "prose",
     compiled: bool = False,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Run one step in the folder `work`. Raises BadValue for what is missing."""
     work.mkdir(parents=True, exist_ok=True)
@@ -34,18 +36,18 @@ def run(
         language_model.encode_sources(work, work)
         return {}
     if step == "train":
-        return _train(work, tokens, stage, compiled)
+        return _train(work, tokens, stage, compiled, device)
     return pack.pack(work)
 
 
-def _train(work: Path, tokens: float, stage: str, compiled: bool) -> dict[str, Any]:
+def _train(work: Path, tokens: float, stage: str, compiled: bool, device: str) -> dict[str, Any]:
     if not isinstance(tokens, int | float) or not 1 <= tokens < 1e15:
         raise BadValue("tokens", "must be a number of at least 1 and below 1e15", tokens)
     if not (work / "tokens.train.safetensors").is_file():
         raise BadValue("work", "must hold tokens.train.safetensors, which encode writes", str(work))
-    recipe = language_model.recipe_of(stage, int(tokens))
+    recipe, place = language_model.recipe_of(stage, int(tokens)), str(choose_device(device))
     bar, last = tqdm(total=recipe.steps, unit="step", mininterval=5), None
-    for last in language_model.pretrain(work, recipe, compiled=compiled):
+    for last in language_model.pretrain(work, recipe, compiled=compiled, device=place):
         bar.update(last.step + 1 - bar.n)
         if last.held_out is not None:
             bar.set_postfix(loss=f"{last.loss:.3f}", held_out=f"{last.held_out:.3f}")

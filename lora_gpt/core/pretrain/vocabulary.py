@@ -14,9 +14,9 @@ from lora_gpt.core.pretrain.corpus import SOURCES, STAGES, read_documents
 from lora_gpt.core.tokenizer import PATTERN
 
 CHARACTERS = 12_000_000
-SHORT_TEXT = {"gutenberg": 0.3}
-"""Weight of a source in the vocabulary against its share of the training: words of old books are
-long and rare in messages."""
+WEIGHTS = {"gutenberg": 0.3, "threads": 5.0}
+"""Weight of a source in the vocabulary against its share of the first stage: words of old books are
+long and rare in messages, and messages are what the model is for."""
 
 
 def write_vocabulary(corpus: Path, out: Path, size: int, seed: int = 0) -> int:
@@ -27,7 +27,7 @@ def write_vocabulary(corpus: Path, out: Path, size: int, seed: int = 0) -> int:
     rng, texts = random.Random(seed), []
     for source in (each for each in SOURCES if each.file in STAGES["prose"]):
         share = STAGES["prose"][source.file]
-        wanted = int(CHARACTERS * share * SHORT_TEXT.get(source.file, 1.0))
+        wanted = int(CHARACTERS * share * WEIGHTS.get(source.file, 1.0))
         documents = read_documents(corpus, source, "train")
         rng.shuffle(documents)
         for document in documents:

@@ -17,7 +17,6 @@ from lora_gpt.core.pretrain.language_model import (
     Mixture,
     Recipe,
     _optimizers,
-    deepened,
     encode_sources,
     held_out_loss,
     language_loss,
@@ -30,7 +29,6 @@ from lora_gpt.core.pretrain.language_model import (
 CFG = GPTConfig(199, 32, 24, 3, 2)
 RECIPE = Recipe(
     tokens=8 * 4 * 16,
-    n_layers=2,
     rows=4,
     width=16,
     learning_rate=0.01,
@@ -147,7 +145,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(work):
 
 def test_the_rate_rises_stays_and_falls():
     """Up over the warm-up, down to almost 0 over the last fifth."""
-    recipe = Recipe(tokens=100 * 64, rows=4, width=16, learning_rate=1.0, warmup_steps=10)
+    recipe = Recipe(tokens=100 * 64, rows=4, width=16, warmup_steps=10, fall=0.2)
     rates = [recipe.share_of_rate(step) for step in range(recipe.steps)]
     assert recipe.steps == 100
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
@@ -163,9 +161,9 @@ def test_the_mixture_draws_by_share_and_step(stage):
         for place, source in enumerate(SOURCES)
     }
     mixture = Mixture(marked, Recipe(tokens=1, stage=stage, rows=4000, width=8))
-    rows = mixture.rows(3)
-    assert rows.shape == (4000, 9) and torch.equal(rows, mixture.rows(3))
-    assert not torch.equal(rows, mixture.rows(4))
+    rows = mixture[3]
+    assert rows.shape == (4000, 9) and torch.equal(rows, mixture[3])
+    assert not torch.equal(rows, mixture[4])
     for place, source in enumerate(SOURCES):
         found = (rows[:, 0] == place).float().mean().item()
         assert found == pytest.approx(STAGES[stage].get(source.file, 0.0), abs=0.03)
@@ -183,7 +181,7 @@ def test_rows_begin_where_lines_and_documents_do():
         {source.file: stream for source in SOURCES}, Recipe(tokens=1, rows=500, width=12)
     )
     begins = {tuple(encoding.encode_ordinary(line)) for text in texts for line in text.split("\n")}
-    rows = mixture.rows(0).tolist()
+    rows = mixture[0].tolist()
     assert {len(row) for row in rows} == {13}
     for row in rows:
         assert any(tuple(row[: len(line)]) == line[:13] for line in begins)
@@ -218,39 +216,16 @@ def test_a_stage_goes_on_from_the_weights_of_the_one_before(work):
     assert all(torch.equal(before[name], tensors[name]) for name in before)
 
 
-@pytest.mark.parametrize("n_layers", [2, 3, 5])
-def test_a_deeper_model_begins_by_computing_what_the_shallower_one_did(work, n_layers):
-    """Whatever the depth; the new blocks are copies that write nothing yet."""
-    folder = work()
-    list(pretrain(folder, RECIPE, CFG))
-    list(pretrain(folder, replace(STILL, stage="messages"), CFG))
-    list(pretrain(folder, replace(STILL, stage="deeper", n_layers=n_layers), CFG))
-    grown, rows = weights(folder), torch.arange(30).reshape(2, 15)
-    assert sum(name.endswith("norm1.scale") for name in grown) == n_layers
-    models = {}
-    for stage, depth in (("prose", 2), ("deeper", n_layers)):
-        model = models[stage] = GPTModel(replace(CFG, n_layers=depth))
-        model.out_head.weight = model.tok_emb.weight
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(read_checkpoint(folder, stage)[0][f"model.{name}"])
-    with torch.no_grad():
-        assert torch.equal(models["prose"](rows), models["deeper"](rows))
-
-
-def test_new_blocks_stand_behind_the_ones_they_copy():
-    """Evenly spread, in order; only what writes to the shortcut is 0."""
-    names = ("att.W_query.weight", "att.out_proj.bias", "ff.layers.2.weight")
-    blocks = {f"model.trf_blocks.{b}.{n}": torch.tensor([b + 1.0]) for b in range(4) for n in names}
-    grown = deepened(blocks | {"model.tok_emb.weight": torch.ones(1)}, 6)
-    found = {
-        name: [grown.pop(f"model.trf_blocks.{b}.{name}").item() for b in range(6)] for name in names
-    }
-    assert found[names[0]] == [1, 1, 2, 3, 3, 4]
-    assert found[names[1]] == found[names[2]] == [1, 0, 2, 3, 0, 4]
-    assert [*grown] == ["model.tok_emb.weight"]
-    with pytest.raises(ValueError, match="n_layers: must be at least 4"):
-        deepened(blocks, 3)
+def test_a_share_of_the_rate_is_that_share_of_the_way(work):
+    """Half the rate in the recipe, or half of it by warming up: the same first step."""
+    one_step = replace(RECIPE, tokens=64)
+    rising, halved = work("rising"), work("halved")
+    list(pretrain(rising, replace(one_step, warmup_steps=2), CFG))
+    recipe = replace(one_step, warmup_steps=1, learning_rate=0.005, matrix_rate=0.01)
+    list(pretrain(halved, recipe, CFG))
+    moved = weights(rising)
+    for name, value in weights(halved).items():
+        torch.testing.assert_close(moved[name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_every_stage_has_a_recipe_and_shares_that_make_a_whole():
@@ -295,3 +270,17 @@ def test_sources_are_encoded_document_by_document(tmp_path):
             assert found[source.file].dtype == torch.int16
             text = encoding.decode(found[source.file].tolist())
             assert text.split("<|endoftext|>") == [*read_documents(tmp_path, source, part), ""]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_reads_the_same_rows_and_learns_the_same(work):
+    """Drawn ahead by other processes, in the same order; a break changes nothing there either."""
+    here = [step.loss for step in pretrain(work("here"), RECIPE, CFG)]
+    folder = work("there")
+    steps = pretrain(folder, RECIPE, CFG, device="cuda")
+    there = [next(steps).loss for _ in range(4)]
+    steps.close()
+    there = there[:1] + [step.loss for step in pretrain(folder, RECIPE, CFG, device="cuda")]
+    assert there == pytest.approx(here, abs=0.05)
+    assert read_checkpoint(folder)[1]["device"] == "cuda"
