@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lora_gpt import service as service_room
-from lora_gpt.config import BadValue, RunConfig
+from lora_gpt.config import MODELS, BadValue, RunConfig
 from lora_gpt.core.adapter import AdapterError
 from lora_gpt.core.classify import Verdict
 from lora_gpt.core.data import DataError, read_messages
@@ -531,8 +531,9 @@ def test_the_strength_curve(house):
 def test_updates(house):
     """One for each adapted layer, as many singular values as the rank; none without LoRA."""
     service, (first, second, head) = house
-    assert [len(each.spectrum) for each in service.updates(first)] == [2] * 36
-    assert [len(each.spectrum) for each in service.updates(second)] == [4] * 36
+    adapted = 6 * MODELS["mini"].config.n_layers
+    assert [len(each.spectrum) for each in service.updates(first)] == [2] * adapted
+    assert [len(each.spectrum) for each in service.updates(second)] == [4] * adapted
     assert all(each.size > 0 for each in service.updates(first))
     assert service.updates(head) == []
 
