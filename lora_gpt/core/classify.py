@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lora_gpt.core import tokenizer
 from lora_gpt.core.model import GPTModel, Packing
-from lora_gpt.core.tokenizer import longest_message
 
 BATCH_TOKENS = 4096
 """Most tokens, pads counted, that go through the model at once."""
@@ -111,15 +110,14 @@ class Classifier:
 
     def __init__(self, model: GPTModel, encoding: tiktoken.Encoding, max_tokens: int = 0):
         self.model, self.encoding = model, encoding
-        self.longest = longest_message(encoding, model.cfg.context_length, max_tokens)
+        self.longest = tokenizer.longest_message(encoding, model.cfg.context_length, max_tokens)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [tokenizer.encode(self.encoding, text, self.longest) for text in texts]
 
     def verdicts(self, texts: Sequence[str]) -> list[Verdict]:
         """A verdict for each text, in order."""
-        probabilities = spam_probabilities(self.model, self.encode(texts))
-        return [
-            verdict(text, p, len(self.encoding.encode_ordinary(text)) > self.longest)
-            for text, p in zip(texts, probabilities, strict=True)
-        ]
+        whole = [self.encoding.encode_ordinary(text) for text in texts]
+        sequences = [tokenizer.ended(self.encoding, tokens[: self.longest]) for tokens in whole]
+        found = zip(texts, spam_probabilities(self.model, sequences), whole, strict=True)
+        return [verdict(text, p, len(tokens) > self.longest) for text, p, tokens in found]

@@ -69,11 +69,15 @@ def longest_message(encoding: tiktoken.Encoding, context_length: int, max_tokens
     return min(max_tokens or room, room)
 
 
+def ended(encoding: tiktoken.Encoding, tokens: list[int]) -> list[int]:
+    """A message's tokens with the end that belongs behind it, at least one: where there is neither,
+    one end-of-text."""
+    return tokens + end_of(encoding) or [encoding.eot_token]
+
+
 def encode(encoding: tiktoken.Encoding, text: str, longest: int) -> list[int]:
-    """The first `longest` tokens of `text` and the end that belongs behind it, at least one token:
-    where there is neither, one end-of-text.
+    """The first `longest` tokens of `text`, `ended`.
 
     Special tokens in the text are read as plain characters: people may type them.
     """
-    tokens = encoding.encode_ordinary(text)[:longest] + end_of(encoding)
-    return tokens or [encoding.eot_token]
+    return ended(encoding, encoding.encode_ordinary(text)[:longest])
