@@ -1,7 +1,7 @@
 """The command line: `python -m lora_gpt`. Thin over `service`: words in, words or JSON out.
 
 Exit code 0 when it worked, 2 with one sentence for bad input, 1 when a training failed, 130 when it
-was interrupted. With `--json` the last line of the output is one JSON object.
+was interrupted. With `--json` the last line of the output is JSON: an object, or a list of them.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from lora_gpt.config import (
     DEVICES,
     GROUPS,
     PRESET_LABELS,
+    PRETRAINING,
     Knob,
     LoRAConfig,
     RunConfig,
@@ -148,9 +149,11 @@ def build_parser() -> Parser:
     pretrain.add_argument("--tokens", type=_number, default=24e6, help="To train on. [24e6]")
     pretrain.add_argument(
         "--stage",
-        choices=("prose", "messages"),
+        choices=PRETRAINING,
         default="prose",
-        help="What is trained (train): prose first, then messages from where prose ended. [prose]",
+        help="What is trained (train), each from where the one before ended: "
+        + ", ".join(f"{name} ({what})" for name, what in PRETRAINING.items())
+        + ". [prose]",
     )
     pretrain.add_argument(
         "--device", choices=DEVICES, default="auto", help="Where it is trained (train). [auto]"

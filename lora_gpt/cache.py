@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -11,12 +11,13 @@ Value = TypeVar("Value")
 class Cache(Generic[Value]):
     """The last `size` values by key, each made once, however many threads ask at the same time.
 
+    Fewer are kept where `fits` says of them that they are too much together; the newest always is.
     Whoever waits for one key does not hold up those who ask for another: a download of hours must
     not silence a classifier that is ready.
     """
 
-    def __init__(self, size: int):
-        self._size = size
+    def __init__(self, size: int, fits: Callable[[Collection[Value]], bool] = lambda _: True):
+        self._size, self._fits = size, fits
         self._lock = threading.Lock()
         self._making: dict[Hashable, threading.Lock] = {}
         self._kept: OrderedDict[Hashable, Value] = OrderedDict()
@@ -39,6 +40,9 @@ class Cache(Generic[Value]):
                     self._making.pop(key, None)
             with self._lock:
                 self._kept[key] = value
-                while len(self._kept) > self._size:
+                while len(self._kept) > 1 and not self._has_room():
                     self._kept.popitem(last=False)
             return value
+
+    def _has_room(self) -> bool:
+        return len(self._kept) <= self._size and self._fits(self._kept.values())

@@ -4,14 +4,15 @@ Joins run folders with the core; knows nothing of queues, owners or pages.
 """
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lora_gpt.cache import Cache
 from lora_gpt.config import MODELS, RunConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.adapter import apply_adapter
-from lora_gpt.core.classify import Classifier, share
+from lora_gpt.core.classify import Classifier, Verdict, share
 from lora_gpt.core.lora import prepare, set_strength
 from lora_gpt.core.model import GPTModel
 from lora_gpt.core.weights import load_base
@@ -19,15 +20,26 @@ from lora_gpt.store import Run, RunNotFound
 
 BASES, CLASSIFIERS = 3, 16
 """How many are kept: a base of GPT-2 takes half a gigabyte, an adapter a few megabytes."""
+MOST_BYTES = 4 * 2**30
+"""Of all the bases that are kept, and of all the classifiers with the bases under them: a run that
+trained every parameter holds a whole model of its own."""
+TURN = 32
+"""Messages that are classified before another caller gets a turn."""
+PAUSE = 0.001
+"""Seconds; a lock that is taken again at once is not given to those who wait."""
 
 
 class Classifiers:
     """Classifiers of runs, made at the first question and kept for the next."""
 
     def __init__(self) -> None:
-        self._bases: Cache[GPTModel] = Cache(BASES)
-        self._made: Cache[Classifier] = Cache(CLASSIFIERS)
+        self._bases: Cache[GPTModel] = Cache(BASES, _fit)
+        self._made: Cache[Classifier] = Cache(CLASSIFIERS, lambda made: _fit(c.model for c in made))
         self._turn = threading.Lock()
+
+    def in_turn(self, run: Run, strength: float = 1.0) -> Classifier:
+        """As `of`, for many texts: others are let in between them, whatever strength they want."""
+        return _InTurn(self._after(run), strength, self._turn)
 
     @contextmanager
     def of(self, run: Run, strength: float = 1.0) -> Iterator[Classifier]:
@@ -35,18 +47,19 @@ class Classifiers:
 
         Raises RunNotFound for a run that has no adapter yet.
         """
-        classifier = self._made.get((run.path, "after"), lambda: self._trained(run))
+        classifier = self._after(run)
         # Strength is a state of the layers; two computations at once are no faster than in turn.
         with self._turn:
             set_strength(classifier.model, strength)
             yield classifier
 
-    @contextmanager
-    def before(self, run: Run) -> Iterator[Classifier]:
+    def before(self, run: Run) -> Classifier:
         """The same model before its training: the base under the new head's starting values."""
-        classifier = self._made.get((run.path, "before"), lambda: self._untrained(run))
-        with self._turn:
-            yield classifier
+        made = self._made.get((run.path, "before"), lambda: self._untrained(run))
+        return _InTurn(made, 1.0, self._turn)
+
+    def _after(self, run: Run) -> Classifier:
+        return self._made.get((run.path, "after"), lambda: self._trained(run))
 
     def _trained(self, run: Run) -> Classifier:
         files = run.adapter_files()
@@ -80,3 +93,28 @@ class Classifiers:
                     return done.value.requires_grad_(False)
 
         return self._bases.get(key, load)
+
+
+class _InTurn(Classifier):
+    """A classifier that takes turns with all others, a few texts at a time."""
+
+    def __init__(self, made: Classifier, strength: float, turn: threading.Lock):
+        self.model, self.encoding, self.longest = made.model, made.encoding, made.longest
+        self._strength, self._turn = strength, turn
+
+    def verdicts(self, texts: Sequence[str]) -> list[Verdict]:
+        """A verdict for each text, in order."""
+        found: list[Verdict] = []
+        for first in range(0, len(texts), TURN):
+            if first:
+                time.sleep(PAUSE)
+            with self._turn:
+                set_strength(self.model, self._strength)
+                found += super().verdicts(texts[first : first + TURN])
+        return found
+
+
+def _fit(models: Iterable[GPTModel]) -> bool:
+    """Whether they take no more memory than they may, a tensor that several share counted once."""
+    tensors = {p.data_ptr(): p.nbytes for model in models for p in model.parameters()}
+    return sum(tensors.values()) <= MOST_BYTES

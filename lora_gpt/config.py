@@ -110,6 +110,12 @@ DATA_SOURCES: dict[str, str] = {
 }
 """Data sets known by name; anything else is the path of a file."""
 
+PRETRAINING: dict[str, str] = {
+    "prose": "language, mostly of books",
+    "messages": "a quarter of it messages",
+}
+"""The stages in which the bundled model is pretrained, in order, with what each one reads."""
+
 
 # --- the groups --------------------------------------------------------------------------------
 
@@ -321,7 +327,8 @@ class RunConfig(Group):
     model: str = knob(
         "mini",
         "Model",
-        "The base that is adapted.",
+        "The base that is adapted. mini has GPT-2's architecture at a small size and comes with"
+        " the app; to train another one, its weights are downloaded once.",
         choices={name: spec.label for name, spec in MODELS.items()},
     )
     init: str = knob(
@@ -467,8 +474,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 PRESET_LABELS = {
     "default": "Default: three epochs",
-    "lab": "Lab protocol, seed 42: one epoch, 1,195 to train and 299 to test on the SMS data",
-    "lab-2": "Lab protocol, seed 123: two epochs",
+    "lab": "Lab protocol: one epoch, seed 42",
+    "lab-2": "Lab protocol: two epochs, seed 123",
     "quick": "Quick look: 60 steps",
     "pretraining": "What pretraining is worth: two runs in one chart, pretrained and random start",
     "random": "Random start: the default on weights that never saw a text",
@@ -492,6 +499,10 @@ def compared(name: str, config: RunConfig) -> list[RunConfig]:
     return [config] if second == config else [config, second]
 
 
-def twin_of(config: RunConfig) -> RunConfig:
-    """The run that differs from `config` in its starting weights alone."""
-    return config.changed(init="random" if config.init == "pretrained" else "pretrained")
+def twin_of(config: RunConfig) -> RunConfig | None:
+    """The run that differs from `config` in its starting weights alone; None where it has none,
+    such as a shape that no pretrained weights have."""
+    try:
+        return config.changed(init="random" if config.init == "pretrained" else "pretrained")
+    except BadValue:
+        return None

@@ -6,6 +6,7 @@ enters the JSON: whoever consumes the events decides where tensors go.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -81,6 +82,46 @@ class Validation:
     step: int
     loss: float
     accuracy: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch in figures. Losses in nats a message."""
+
+    number: int
+    """Counted from 1."""
+    steps: int
+    first_loss: float
+    mean_loss: float
+    last_loss: float
+    accuracy: float
+    """Share of right answers, each batch judged before its update."""
+    validation: Validation | None
+    """The last look at the validation part until its end."""
+
+
+def epochs_of(steps: Iterable[Step], looks: Iterable[Validation]) -> list[Epoch]:
+    """The epochs that `steps` belong to, the one under way included.
+
+    Where a run was stopped and resumed, the later word on a step counts.
+    """
+    by_step = {each.step: each for each in steps}
+    seen = sorted({each.step: each for each in looks}.items())
+    by_epoch: dict[int, list[Step]] = {}
+    for _, step in sorted(by_step.items()):
+        by_epoch.setdefault(step.epoch, []).append(step)
+    return [
+        Epoch(
+            number=number,
+            steps=len(own),
+            first_loss=own[0].loss,
+            mean_loss=sum(step.loss for step in own) / len(own),
+            last_loss=own[-1].loss,
+            accuracy=own[-1].accuracy,
+            validation=next((look for at, look in reversed(seen) if at <= own[-1].step + 1), None),
+        )
+        for number, own in by_epoch.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -189,6 +230,8 @@ def from_json(line: str) -> Event:
     try:
         values = json.loads(line)
         kind = KINDS[values.pop("kind")]
+        if "files" in values:
+            raise KeyError("files")  # tensors never stand in a line
         return kind(**values)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"events: every line must be an event; got {line[:80]!r}") from error

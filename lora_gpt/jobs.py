@@ -102,8 +102,8 @@ class Jobs:
                 run.append(Stopped(run.checkpoint_step()))
                 self._waiting.remove(job)
                 job.reservation.close()
-            elif run.id in self._at_work or run.held:
-                run.request_stop()
+            elif run.id in self._at_work or run.held or run.reserved:
+                run.request_stop()  # in another server's queue it is heard when its turn comes
             else:
                 raise JobsError(f"run: must be queued or running to be stopped; got {run.status}")
 

@@ -70,7 +70,7 @@ def _checked_choices(name: str, about: Knob, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise BadValue(name, "must be a list", value)
     given = list(value)
-    unknown = [each for each in given if each not in about.choices]
+    unknown = [each for each in given if not isinstance(each, str) or each not in about.choices]
     if unknown:
         raise BadValue(name, f"must be taken from {', '.join(about.choices)}", unknown[0])
     if not given:

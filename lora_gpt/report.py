@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lora_gpt.config import RunConfig, all_knobs
-from lora_gpt.events import Event, Finished, Started, Step, Validation
+from lora_gpt.events import Event, Finished, Started, Step, Validation, epochs_of
 
 
 class Count(Protocol):
@@ -101,8 +101,8 @@ def _fractions(config: RunConfig, stages: Sequence[Count]) -> str:
 
 
 def _training(events: Sequence[Event]) -> str:
-    steps = {event.step: event for event in events if isinstance(event, Step)}
-    looks = {event.step: event for event in events if isinstance(event, Validation)}
+    steps = [event for event in events if isinstance(event, Step)]
+    looks = [event for event in events if isinstance(event, Validation)]
     lines = ["## 4. Loss and accuracy in training", ""]
     if not steps:
         return "\n".join([*lines, "Not known yet: no step has been taken."])
@@ -110,14 +110,12 @@ def _training(events: Sequence[Event]) -> str:
         "| epoch | steps | first loss | mean loss | last loss | accuracy | validation accuracy |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for epoch in sorted({step.epoch for step in steps.values()}):
-        own = [step for _, step in sorted(steps.items()) if step.epoch == epoch]
-        mean = sum(step.loss for step in own) / len(own)
-        seen = [look for at, look in sorted(looks.items()) if at <= own[-1].step + 1]
-        validation = f"{100 * seen[-1].accuracy:.2f}%" if seen else "no validation part"
+    for epoch in epochs_of(steps, looks):
+        seen = epoch.validation
+        validation = f"{100 * seen.accuracy:.2f}%" if seen else "no validation part"
         lines.append(
-            f"| {epoch} | {len(own)} | {own[0].loss:.4f} | {mean:.4f} | {own[-1].loss:.4f}"
-            f" | {100 * own[-1].accuracy:.2f}% | {validation} |"
+            f"| {epoch.number} | {epoch.steps} | {epoch.first_loss:.4f} | {epoch.mean_loss:.4f}"
+            f" | {epoch.last_loss:.4f} | {100 * epoch.accuracy:.2f}% | {validation} |"
         )
     lines += ["", "Accuracy is the running share of right answers, each batch judged before it is"]
     lines[-1] += " learnt from."
@@ -138,8 +136,9 @@ def _test(events: Sequence[Event]) -> str:
         f" {percent_with_interval(end.baseline)}.\n\n"
         "|  | said ham | said spam |\n| --- | ---: | ---: |\n"
         f"| is ham | {test['tn']} | {test['fp']} |\n| is spam | {test['fn']} | {test['tp']} |\n\n"
-        f"Of {start.test_size} test messages {start.leaked_test_messages} also stand letter for"
-        f" letter in training, {start.near_test_messages} nearly so.\n\n"
+        f"Of {start.test_size} test messages {start.near_test_messages} also stand in training:"
+        f" {start.leaked_test_messages} letter for letter,"
+        f" {start.near_test_messages - start.leaked_test_messages} nearly so.\n\n"
         f"Training took {end.train_seconds:.1f} s for {end.steps} steps on {start.device},"
         f" the frozen layers in {start.precision}{recorded}.\n\n" + _misclassified(test)
     )

@@ -11,6 +11,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import platformdirs
 
 from lora_gpt.cache import Cache
 from lora_gpt.classifiers import Classifiers
-from lora_gpt.config import MODELS, BadValue, LoRAConfig, RunConfig, twin_of
+from lora_gpt.config import LEARNING_RATES, MODELS, BadValue, LoRAConfig, RunConfig, twin_of
 from lora_gpt.core import cost, insight, structure, tokenizer
 from lora_gpt.core.classify import Verdict, spam_probabilities
 from lora_gpt.core.data import Message, read_messages, read_texts
@@ -33,8 +34,6 @@ from lora_gpt.report import write_report
 from lora_gpt.store import ADAPTER, CONFIG, EVENTS, Run, RunNotFound, RunStore
 from lora_gpt.worker import carry_out
 
-COMMAND_LINE = "command line"
-"""Owner of the runs that were not started from a page."""
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
 SAMPLE = "sample"
 """The name under which the first bundled run is found."""
@@ -113,12 +112,30 @@ def default_runs() -> Path:
 
 
 def run_label(config: RunConfig) -> str:
-    """A run in a few words: 'mini, LoRA r 8, bundled, seed 42'."""
+    """A run in a few words: 'mini, LoRA r 8, bundled, seed 42', and what else is not the default:
+    'alpha 32, 1 epoch'."""
     method = {"lora": f"LoRA r {config.lora.rank}", "head": "head only", "full": "full"}
     start = "" if config.init == "pretrained" else ", random start"
     data = Path(config.data.data).name
     model = f"{config.model} {config.shape}".rstrip()
-    return f"{model}, {method[config.training.method]}{start}, {data}, seed {config.seed}"
+    words = [f"{model}, {method[config.training.method]}{start}, {data}, seed {config.seed}"]
+    lora, training, usual = config.lora, config.training, RunConfig()
+    if training.method == "lora":
+        if lora.alpha != usual.lora.alpha:
+            words.append(f"alpha {lora.alpha:g}")
+        if lora.rank_stabilised:
+            words.append("rank-stabilised")
+        if lora.dropout:
+            words.append(f"dropout {lora.dropout:g}")
+        if set(lora.targets) != set(usual.lora.targets):
+            words.append(f"on {' '.join(lora.targets)}")
+    if training.effective_learning_rate != LEARNING_RATES[training.method]:
+        words.append(f"rate {training.effective_learning_rate:g}")
+    if training.epochs != usual.training.epochs:
+        words.append("1 epoch" if training.epochs == 1 else f"{training.epochs} epochs")
+    if training.max_steps:
+        words.append(f"at most {training.max_steps:,} steps")
+    return ", ".join(words)
 
 
 class Service:
@@ -130,6 +147,8 @@ class Service:
         self._classifiers = Classifiers()
         self._starting = threading.Lock()
         self._data: Cache[tuple[list[Message], Split]] = Cache(8)
+        self._ends: Cache[tuple[Started | None, Finished | None]] = Cache(500)
+        self.store.sweep()
 
     def close(self) -> None:
         """End the workers; what they were doing stays in its folder."""
@@ -235,27 +254,31 @@ class Service:
         contents = upload.read_bytes() if upload else None
         with self._starting:
             for run in self.store.runs(owner):
-                if run.repeats(config, contents) and run.status in ("queued", "running"):
+                under_way = run.status in ("queued", "running") and not run.stop_requested()
+                if run.repeats(config, contents) and under_way:
                     return run.id
             run = self.store.create(config, owner, contents, upload.name if upload else "")
             try:
                 self.jobs.submit(run.id)
-            except ValueError:  # a full queue must not leave a run that nobody asked for
-                run.delete()
+            # A full queue or disk must not leave a run that nobody asked for.
+            except (ValueError, OSError):
+                with suppress(OSError):  # of the two refusals the first one counts
+                    run.delete()
                 raise
         return run.id
 
     def owns(self, run_id: str, owner: str) -> bool:
         """Whether `owner` started the run, and so may stop, resume and delete it."""
-        return bool(owner) and self.find(run_id).owned_by(owner)
+        return self.find(run_id).owned_by(owner)
 
     def twin(self, run_id: str, owner: str) -> str | None:
         """The id of a run that differs from `run_id` in its starting weights alone: the newest of
         `owner`, else a bundled one."""
         run = self.find(run_id)
         wanted, messages = twin_of(run.config), run.uploaded()
-        own = self.store.runs(owner) if owner else []
-        others = [*own, *self.samples.runs()]
+        if wanted is None:
+            return None
+        others = [*self.store.runs(owner), *self.samples.runs()]
         return next((each.id for each in others if each.repeats(wanted, messages)), None)
 
     def run_here(self, config: RunConfig) -> tuple[str, Iterator[Event]]:
@@ -264,15 +287,16 @@ class Service:
         if path.is_file():  # found again from wherever the run is resumed
             config = config.changed(data=str(path.resolve()))
         self._check(config)
-        run = self.store.create(config, COMMAND_LINE)
+        run = self.store.create(config)
         return run.id, carry_out(run, train)
 
     def resume_here(self, run_id: str) -> tuple[str, Iterator[Event]]:
-        """Go on with a run in this process."""
+        """Go on with a run in this process. Raises StoreError where another one trains it."""
         run = self.store.open(run_id)
         if run.status == "finished":
             raise BadValue("run", "must not be finished to be resumed", run_id)
-        run.clear_stop()
+        with run.claim():  # another process may train it, and have been asked to stop
+            run.clear_stop()
         return run.id, carry_out(run, train)
 
     def _check(self, config: RunConfig) -> None:
@@ -308,7 +332,7 @@ class Service:
     def _own(self, run_id: str, owner: str) -> Run:
         """The run, if `owner` started it; otherwise it is as if it did not exist."""
         run = self.store.open(run_id)
-        if not owner or not run.owned_by(owner):
+        if not run.owned_by(owner):
             raise RunNotFound(f"run: only the browser that started run {run_id} may do this")
         return run
 
@@ -330,27 +354,31 @@ class Service:
 
     def runs(self, owner: str | None = None) -> list[RunSummary]:
         """The runs of `owner` (None: of everybody), newest first."""
-        return [self.summary(run.id) for run in self.store.runs(owner)]
+        return [self._summary(run) for run in self.store.runs(owner)]
 
     def sample_runs(self) -> list[RunSummary]:
         """The bundled trained runs."""
-        there = {run.id for run in self.samples.runs()}
-        return [self.summary(name) for name in SAMPLE_RUNS if name in there]
+        there = {run.id: run for run in self.samples.runs()}
+        return [self._summary(there[name]) for name in SAMPLE_RUNS if name in there]
 
     def summary(self, run_id: str) -> RunSummary:
-        run = self.find(run_id)
-        events, _ = run.since(0)
-        started = [event for event in events if isinstance(event, Started)]
-        finished = [event for event in events if isinstance(event, Finished)]
-        return RunSummary(
-            run.id,
-            run_label(run.config),
-            run.status,
-            run.created,
-            run.config,
-            started[-1] if started else None,
-            finished[-1] if finished else None,
-        )
+        return self._summary(self.find(run_id))
+
+    def _summary(self, run: Run) -> RunSummary:
+        """Of the folder as it was opened: one that is deleted meanwhile spoils no list."""
+        status = run.status
+
+        def ends() -> tuple[Started | None, Finished | None]:
+            events, _ = run.since(0)
+            started = [event for event in events if isinstance(event, Started)]
+            finished = [event for event in events if isinstance(event, Finished)]
+            return started[-1] if started else None, finished[-1] if finished else None
+
+        # A finished run stays as it is, and stands in every list.
+        done, key = status == "finished", (run.path, run.length())
+        started, finished = self._ends.get(key, ends) if done else ends()
+        label = run_label(run.config)
+        return RunSummary(run.id, label, status, run.created, run.config, started, finished)
 
     def adapter_archive(self, run_id: str) -> bytes:
         """A zip of the adapter's files and the report, to use elsewhere."""
@@ -384,19 +412,16 @@ class Service:
         checked = _checked_texts(texts)
         if not isinstance(strength, int | float) or not 0 <= strength <= MOST_STRENGTH:
             raise BadValue("strength", f"must be a number from 0 to {MOST_STRENGTH}", strength)
-        with self._classifiers.of(self.find(run_id), strength) as classifier:
-            return classifier.verdicts(checked)
+        return self._classifiers.in_turn(self.find(run_id), strength).verdicts(checked)
 
     def classify_before(self, run_id: str, texts: Sequence[str]) -> list[Verdict]:
         """What the same model said before its training: the base under the untrained head."""
         checked = _checked_texts(texts)
-        with self._classifiers.before(self.find(run_id)) as classifier:
-            return classifier.verdicts(checked)
+        return self._classifiers.before(self.find(run_id)).verdicts(checked)
 
     def attributions(self, run_id: str, text: str) -> list[insight.Word]:
         checked = _checked_texts([text])[0]
-        with self._classifiers.of(self.find(run_id)) as classifier:
-            return insight.word_attributions(classifier, checked)
+        return insight.word_attributions(self._classifiers.in_turn(self.find(run_id)), checked)
 
     def strength_curve(self, run_id: str, text: str) -> list[tuple[float, float]]:
         """p_spam of `text` at strengths 0, 0.1, ... 2."""

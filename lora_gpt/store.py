@@ -18,10 +18,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -46,6 +46,11 @@ CHECKPOINT = "checkpoint.safetensors"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 UPLOADS = ("messages.csv", "messages.tsv", "messages.txt")
 _STOP, _CLAIM, _QUEUE = "stop", "claim.lock", "queue.lock"
+NOBODY = ("", "command line")
+"""Owners that nobody can be: of runs that were not started from a page, as they are kept now and
+as they once were."""
+ABANDONED = 3600
+"""Seconds after which a folder that is still being made is not any more."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 Status = Literal["queued", "running", "finished", "stopped", "failed", "interrupted"]
@@ -61,7 +66,8 @@ class RunNotFound(StoreError):
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. `created` is in seconds since 1970; `owner` is empty where nobody's."""
+    """One run folder. `created` is in seconds since 1970; `owner` is one of NOBODY where it was not
+    started from a page."""
 
     path: Path
     config: RunConfig
@@ -74,7 +80,7 @@ class Run:
         return self.path.name
 
     def owned_by(self, owner: str) -> bool:
-        return hmac.compare_digest(self.owner.encode(), owner.encode())
+        return _is_owner(self.owner, owner)
 
     def local_config(self) -> RunConfig:
         """The config as it can be trained here: an uploaded file by its full path."""
@@ -120,8 +126,18 @@ class Run:
         found = [_parsed(line) for line in whole.split(b"\n")]
         return [event for event in found if event is not None], max(0, offset) + len(whole)
 
+    def length(self) -> int:
+        """Bytes of events so far."""
+        try:
+            return (self.path / EVENTS).stat().st_size
+        except OSError:
+            return 0
+
     def keep(self, event: Event) -> None:
-        """Write an event, and before it the files that it carries, each whole or not at all."""
+        """Write an event, and before it the files that it carries, each whole or not at all.
+
+        A finished run is never resumed: its checkpoint, the largest file of the folder, goes.
+        """
         if isinstance(event, Checkpoint | Adapter):
             for name, contents in event.files.items():
                 if name not in (CHECKPOINT, *ADAPTER):
@@ -129,6 +145,9 @@ class Run:
                 with _writing(self.path):
                     _replace(self.path / name, contents)
         self.append(event)
+        if isinstance(event, Finished):
+            with suppress(OSError):  # it takes room and does no harm
+                (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def checkpoint(self) -> bytes | None:
         """The last checkpoint, if there is one."""
@@ -281,17 +300,25 @@ class RunStore:
         try:
             stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
             config = RunConfig.from_json(stored)
-            # A run that was trained elsewhere may come without an owner.
-            about = {}
-            if (path / OWNER).is_file():
-                about = json.loads((path / OWNER).read_text(encoding="utf-8"))
+            about = _about(path)
             created = about.get("created", (path / CONFIG).stat().st_mtime)
             return Run(path, config, str(about.get("owner", "")), float(created))
-        except (ValueError, TypeError, AttributeError, OSError) as error:
+        # JSON may be nested too deeply, and a number in it longer than any float.
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            OSError,
+            RecursionError,
+            OverflowError,
+        ) as error:
             raise StoreError(f"run: {run_id} must hold a readable {CONFIG}; {error}") from error
 
     def runs(self, owner: str | None = None) -> list[Run]:
-        """Every run, or every run of `owner`, newest first; broken folders are left out."""
+        """Every run, or every run of `owner`, newest first; broken folders are left out.
+
+        Of other people's runs nothing is read but whose they are.
+        """
         try:
             names = sorted(path.name for path in self.root.iterdir())
         except OSError:
@@ -299,11 +326,40 @@ class RunStore:
         found = []
         for name in names:
             try:
-                found.append(self.open(name))
+                if owner is None or _is_owner(_owner(self.root / name), owner):
+                    found.append(self.open(name))
             except StoreError:
                 continue
-        mine = [run for run in found if owner is None or run.owned_by(owner)]
-        return sorted(mine, key=lambda run: run.created, reverse=True)
+        return sorted(found, key=lambda run: run.created, reverse=True)
+
+    def sweep(self) -> None:
+        """Remove what processes left that were killed while they made or deleted a folder."""
+        for gone in self.root.glob(".deleted-*"):
+            shutil.rmtree(gone, ignore_errors=True)
+        for fresh in self.root.glob(".new-*"):
+            with suppress(OSError):  # another process may just have made it whole
+                if self._clock() - fresh.stat().st_mtime > ABANDONED:
+                    shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What `owner.json` says; a run that was trained elsewhere may come without it."""
+    try:
+        return json.loads((folder / OWNER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def _owner(folder: Path) -> str:
+    """Whose run it is; nobody's where the folder does not say."""
+    try:
+        return str(_about(folder).get("owner", ""))
+    except (ValueError, AttributeError, OSError, RecursionError):
+        return ""
+
+
+def _is_owner(kept: str, claimed: str) -> bool:
+    return kept not in NOBODY and hmac.compare_digest(kept.encode(), claimed.encode())
 
 
 # --- locks and files -----------------------------------------------------------------------------
@@ -330,9 +386,19 @@ class _Held:
 
 # Two threads that look at once would each take the other for a holder.
 _LOOKING = threading.Lock()
+BLINK = 0.005
+"""Seconds; a look takes far less."""
 
 
 def _is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock: another process that only looks is gone a moment later."""
+    if _is_taken(path):
+        time.sleep(BLINK)
+        return _is_taken(path)
+    return False
+
+
+def _is_taken(path: Path) -> bool:
     if not path.exists():
         return False
     try:

@@ -217,6 +217,7 @@ def test_a_choice_that_is_not_offered_is_refused(name):
         ("data", "  ", "must name a data set or a file"),
         ("targets", "W_query", "must be a list"),
         ("targets", 5, "must be a list"),
+        ("targets", [["W_query"]], "must be taken from W_query, "),
         ("targets", [], "must name at least one of W_query, "),
         ("targets", ["W_query", "W_o"], "must be taken from W_query, "),
     ],
@@ -397,6 +398,8 @@ def test_the_preset_of_pretraining_means_two_runs():
     first, second = compared("pretraining", config)
     assert first == config and second == config.changed(init="random") == twin_of(config)
     assert twin_of(second) == config
+    # No pretrained weights have this shape.
+    assert twin_of(RunConfig(init="random", shape="64x2x1x64")) is None
     assert compared("default", config) == [config]
     assert compared("pretraining", second) == [second]
     assert BESIDE.keys() <= PRESETS.keys()

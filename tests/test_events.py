@@ -101,7 +101,10 @@ def test_a_loss_of_zero_is_a_loss():
         '{"kind": ["stopped"], "step": 1}',
         '{"kind": "stopped", "step": 1, "more": 2}',
         '{"step": 1}',
+        '{"kind": "adapter", "step": 1, "files": {"a": "b"}}',
+        "[" * 200_000,
     ],
+    ids=lambda line: line[:40],
 )
 def test_foreign_lines_are_refused(line):
     """What is not an event, whole and known, is refused with the line itself."""

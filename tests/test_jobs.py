@@ -81,7 +81,7 @@ def test_every_event_is_kept_and_passed_on(store, train):
     run = make(store)
     seen = list(carry_out(run, train))
     assert run.since()[0] == seen and run.status == "finished"
-    assert run.checkpoint() == b"4" and set(run.adapter_files()) > {"adapter_config.json"}
+    assert run.checkpoint() is None and set(run.adapter_files()) > {"adapter_config.json"}
 
 
 def test_training_gets_the_uploaded_file_by_its_place(store, train):
@@ -239,6 +239,15 @@ def test_two_servers_on_one_folder_start_one_run(store, jobs):
         assert kinds(run) == []
     jobs.submit(run.id)
     assert ended(run) == "finished"
+
+
+def test_a_run_in_another_servers_queue_can_be_stopped(store, jobs, train):
+    """Its owner sees it as queued wherever they look; it ends when its turn comes."""
+    run = make(store)
+    with run.reserve():
+        run.append(Queued())
+        jobs.stop(run.id)
+    assert list(carry_out(run, train)) == [Stopped(0)]
 
 
 def test_the_queue_has_limits(store, jobs):

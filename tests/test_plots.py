@@ -33,7 +33,7 @@ def test_fractions_mark_the_chosen_model_and_rank():
     """The marked line is bold and orange, and its point stands on it."""
     figure = plots.fraction_curves(CURVES, "large", 8)
     small, large, point = figure["data"]
-    assert large["line"]["color"] == style.FILL and small["line"]["color"] == style.FROZEN
+    assert large["line"]["color"] == style.FILL and small["line"]["color"] == style.SOFT
     assert large["line"]["width"] > small["line"]["width"]
     assert (point["x"], point["y"]) == ([8], [pytest.approx(0.8)])
     assert "large trains 0.80% at rank 8" in figure["description"]

@@ -111,7 +111,7 @@ def test_the_test_accuracy():
     assert "97.0% (95% interval 95.2 to 98.9, 290 of 299)" in text
     assert "training part 92.79%" in text
     assert "| is ham | 148 | 2 |" in text and "| is spam | 5 | 144 |" in text
-    assert "Of 299 test messages 31 also stand letter for letter in training, 44 nearly" in text
+    assert "Of 299 test messages 44 also stand in training: 31 letter for letter, 13 nearly" in text
     assert "12.3 s for 6 steps on cpu" in text
     assert "- ham, said with p(spam) 0.988: ` call me `" in text
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_gpt import classifiers as classifiers_room
 from lora_gpt import service as service_room
+from lora_gpt.classifiers import Classifiers
 from lora_gpt.config import MODELS, BadValue, RunConfig
 from lora_gpt.core.adapter import AdapterError
 from lora_gpt.core.classify import Verdict
@@ -23,7 +26,6 @@ from lora_gpt.core.structure import StageCount
 from lora_gpt.events import Adapter, Finished, Started, Step, Stopped, Validation
 from lora_gpt.jobs import Jobs, JobsError
 from lora_gpt.service import (
-    COMMAND_LINE,
     MOST_CHARACTERS,
     MOST_TEXTS,
     SAMPLE,
@@ -32,7 +34,7 @@ from lora_gpt.service import (
     run_label,
     verdicts_csv,
 )
-from lora_gpt.store import ADAPTER, RunNotFound, RunStore
+from lora_gpt.store import ADAPTER, NOBODY, Run, RunNotFound, RunStore, StoreError
 
 HERE = Path(__file__).parent
 TEXTS = ["Claim your prize now", "See you at 4, love Ann", "ok"]
@@ -238,6 +240,17 @@ def test_a_double_click_starts_one_run(queue, tiny):
         queue.stop(run.id, "bob" if run.id == other else "ada")
 
 
+def test_a_run_that_is_being_stopped_is_not_started_again(queue, tiny):
+    """Start, Stop, Start: the third click means a new run."""
+    run = queue.store.create(tiny, "ada")
+    with run.claim():
+        assert queue.start(tiny, "ada") == run.id
+        run.request_stop()
+        again = queue.start(tiny, "ada")
+    assert again != run.id
+    wait_for(queue, again, "finished")
+
+
 def test_the_twin_differs_in_its_starting_weights_alone(service, tiny, few):
     """The newest of one's own; not another's, not one of other messages or of another rank."""
 
@@ -272,11 +285,23 @@ def test_a_full_queue_leaves_no_run(queue, tiny):
     assert places == [*range(len(started))]
 
 
+def test_a_full_disk_leaves_no_run(queue, tiny, monkeypatch):
+    """The folder could be made, and its first event not written."""
+
+    def full(self, event):
+        raise StoreError("run folder: needs free disk space")
+
+    monkeypatch.setattr(Run, "append", full)
+    with pytest.raises(StoreError, match="needs free disk space"):
+        queue.start(tiny, "ada")
+    assert queue.runs() == []
+
+
 def test_only_the_owner_may_stop_resume_and_delete(queue, tiny):
     """Others may look; for all else the run is not theirs, also without any name."""
     run = queue.start(tiny.changed(weights="slow", max_steps=500), "ada")
     asked = (queue.stop, queue.resume, queue.delete)
-    for stranger in ("bob", "", COMMAND_LINE):
+    for stranger in ("bob", "", *NOBODY):
         assert not queue.owns(run, stranger)
         for ask in asked:
             with pytest.raises(RunNotFound, match="only the browser that started run"):
@@ -292,6 +317,28 @@ def test_only_the_owner_may_stop_resume_and_delete(queue, tiny):
     queue.delete(run, "ada")
     with pytest.raises(RunNotFound):
         queue.since(run)
+
+
+def test_a_service_begins_with_a_clean_folder(tmp_path):
+    """What a killed process left half deleted is not kept for ever."""
+    (tmp_path / ".deleted-abc").mkdir()
+    Service(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("owner", NOBODY)
+def test_nobody_can_claim_to_be_the_command_line(service, tiny, owner):
+    """Its runs, of now and of before, are listed for itself and for no page."""
+    run, _ = service.run_here(tiny)
+    (service.find(run).path / "owner.json").write_text(json.dumps({"owner": owner}))
+    for stranger in NOBODY:
+        assert service.runs(stranger) == [] and not service.owns(run, stranger)
+        for ask in (service.stop, service.resume, service.delete):
+            with pytest.raises(RunNotFound, match="only the browser that started run"):
+                ask(run, stranger)
+    assert [each.id for each in service.runs()] == [run]
+    _, rest = service.resume_here(run)
+    assert isinstance(list(rest)[-1], Finished)
 
 
 def test_a_run_without_owner_is_nobodys(house, service):
@@ -363,12 +410,22 @@ def test_a_run_that_was_left_can_be_resumed_here(service, tiny):
         service.resume_here(run)
 
 
+def test_a_run_that_another_process_trains_is_not_resumed_here(service, tiny):
+    """And what it was asked, to stop, is left for it to hear."""
+    run = service.store.create(tiny)
+    with run.claim():
+        run.request_stop()
+        with pytest.raises(StoreError, match="must not be trained twice"):
+            service.resume_here(run.id)
+        assert run.stop_requested()
+
+
 def test_a_stop_from_elsewhere_ends_a_run_here(service, tiny):
     """The command line's runs hear the same request as a worker's."""
     run, events = service.run_here(tiny)
     for event in events:
         if isinstance(event, Started):
-            service.stop(run, COMMAND_LINE)
+            service.jobs.stop(run)
     assert event == Stopped(0) and service.since(run).status == "stopped"
 
 
@@ -377,16 +434,40 @@ def test_summaries(house, tiny):
     service, runs = house
     found = service.runs()
     assert [each.id for each in found] == runs[::-1]
-    assert service.runs(COMMAND_LINE) == found and service.runs("bob") == []
+    assert service.runs("bob") == []
     assert [each.label for each in found] == [
-        "mini, head only, random start, few.tsv, seed 42",
-        "mini, LoRA r 4, random start, few.tsv, seed 42",
-        "mini, LoRA r 2, random start, few.tsv, seed 42",
+        "mini, head only, random start, few.tsv, seed 42, at most 4 steps",
+        "mini, LoRA r 4, random start, few.tsv, seed 42, rate 0.01, at most 4 steps",
+        "mini, LoRA r 2, random start, few.tsv, seed 42, rate 0.01, at most 4 steps",
     ]
     for each in found:
         assert each.status == "finished" and each.finished.steps == 4
         assert each.started.train_size == 42
     assert run_label(RunConfig()) == "mini, LoRA r 8, bundled, seed 42"
+    other = RunConfig().changed(epochs=1, alpha=32.0, targets=("W_query",), max_steps=60)
+    told = "mini, LoRA r 8, bundled, seed 42, alpha 32, on W_query, 1 epoch, at most 60 steps"
+    assert run_label(other) == told
+    # A rank's alpha says nothing where nothing is injected; the method's own rate is no change.
+    head = RunConfig().changed(method="head", alpha=32.0, learning_rate=1e-2)
+    assert run_label(head) == "mini, head only, bundled, seed 42"
+    assert run_label(head.changed(learning_rate=1e-3)).endswith("seed 42, rate 0.001")
+
+
+def test_a_run_that_is_deleted_meanwhile_spoils_no_list(service, tiny, monkeypatch):
+    """Between finding the runs and reading them."""
+    kept, gone = (service.store.create(tiny) for _ in range(2))
+    found = service.store.runs()
+    gone.delete()
+    monkeypatch.setattr(service.store, "runs", lambda owner: found)
+    assert kept.id in [each.id for each in service.runs()]
+
+
+def test_a_finished_run_is_read_once(house, monkeypatch):
+    """For however many lists it stands in."""
+    service, _ = house
+    found = service.runs()
+    monkeypatch.setattr(Run, "since", lambda *_: pytest.fail("was read again"))
+    assert service.runs() == found
 
 
 def test_the_path_of_the_data_is_kept_whole(service, few, tiny, monkeypatch):
@@ -492,8 +573,8 @@ def test_before_training(house, tiny):
     assert before != service.classify(first, TEXTS)
     assert [each.text for each in before] == TEXTS
     assert before == service.classify_before(first, TEXTS)
-    with service._classifiers.before(service.find(first)) as classifier:
-        assert all(not layer.lora.B.any() for _, layer in lora_layers(classifier.model))
+    model = service._classifiers.before(service.find(first)).model
+    assert all(not layer.lora.B.any() for _, layer in lora_layers(model))
     losses = [e.loss for e in service.since(first).events if isinstance(e, Validation)]
     parts = service._divided(tiny)[1]
     said = service.classify_before(first, [message.text for message in parts.validation])
@@ -584,8 +665,7 @@ def test_the_base_is_shared_by_all_runs_of_a_model(house):
     service, (first, second, head) = house
     before = {run: service.classify(run, TEXTS) for run in (first, second, head)}
     models = [model_of(service, run) for run in (first, second, head)]
-    with service._classifiers.before(service.find(first)) as classifier:
-        models.append(classifier.model)
+    models.append(service._classifiers.before(service.find(first)).model)
     for path in ("tok_emb.weight", "trf_blocks.3.norm1.scale"):
         assert len({model.get_parameter(path).data_ptr() for model in models}) == 1
     weights = {
@@ -595,6 +675,40 @@ def test_the_base_is_shared_by_all_runs_of_a_model(house):
     }
     assert len(weights) == 1
     assert {run: service.classify(run, TEXTS) for run in before} == before
+
+
+def test_a_long_question_lets_a_short_one_in(house, monkeypatch):
+    """A file of hundreds of messages does not hold up a slider, and keeps its own strength."""
+    service, (run, *_) = house
+    many, order, answers = TEXTS * 100, [], {}
+    expected = service.classify(run, many, 0.5)
+
+    def ask(name, texts, strength):
+        answers[name] = service.classify(run, texts, strength)
+        order.append(name)
+
+    long = threading.Thread(target=ask, args=("long", many, 0.5))
+    long.start()
+    while not service._classifiers._turn.locked():  # until it is under way
+        time.sleep(0.001)
+    ask("short", TEXTS[:1], 2.0)
+    long.join()
+    assert order == ["short", "long"] and answers["long"] == expected
+    assert answers["short"] == service.classify(run, TEXTS[:1], 2.0)
+
+
+def test_what_is_kept_ready_is_bounded_by_its_bytes(house, monkeypatch):
+    """Tensors that several share are counted once; the newest stays whatever it takes."""
+    service, runs = house
+    made = Classifiers()
+    base = made._base(service.find(runs[0]).config)
+    size = sum(parameter.nbytes for parameter in base.parameters())
+    for most, kept in ((2 * size, runs), (size // 2, runs[-1:])):
+        monkeypatch.setattr(classifiers_room, "MOST_BYTES", most)
+        made = Classifiers()
+        for run in runs:
+            made.in_turn(service.find(run))
+        assert [path.name for path, _ in made._made._kept] == kept
 
 
 def test_a_spoilt_adapter_is_refused(house, service):
@@ -653,7 +767,7 @@ def test_samples_are_found_by_name_and_as_the_sample(samples, tmp_path, house):
     assert service.classify(SAMPLE, TEXTS) == service.classify(name, TEXTS) == said
     assert model_of(service, SAMPLE) is model_of(service, name)
     assert service.since(SAMPLE).events == elsewhere.since(run).events
-    for owner in ("ada", "", COMMAND_LINE):
+    for owner in ("ada", *NOBODY):
         assert not service.owns(name, owner)
         with pytest.raises(RunNotFound):
             service.delete(name, owner)

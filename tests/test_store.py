@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lora_gpt import store as store_module
 from lora_gpt.config import BadValue, RunConfig
@@ -113,6 +114,17 @@ def test_broken_folders_are_skipped(store, run):
         store.open("broken")
 
 
+@pytest.mark.parametrize("name", ["config.json", "owner.json"])
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"created": 1' + "0" * 400 + "}"])
+def test_json_that_cannot_be_taken_in_hides_no_other_run(store, run, name, content):
+    """Nested too deeply, or with a number longer than any float."""
+    broken = store.create(RunConfig(), "ada")
+    (broken.path / name).write_text(content)
+    assert store.runs() == store.runs("ada") == [run]
+    with pytest.raises(StoreError, match=r"must hold a readable config\.json"):
+        store.open(broken.id)
+
+
 def test_a_store_without_a_folder_is_empty(store):
     """Looking makes no folder."""
     assert store.runs() == [] and not store.root.exists()
@@ -128,6 +140,22 @@ def test_a_run_from_elsewhere_is_a_folder_copied_in(store, run):
 
 def test_owned_by(run):
     assert run.owned_by("ada") and not run.owned_by("bob") and not run.owned_by("")
+
+
+def test_nobody_is_no_owner(store):
+    """Whoever says so is not believed."""
+    for name in store_module.NOBODY:
+        run = store.create(RunConfig(), name)
+        assert not any(run.owned_by(each) for each in store_module.NOBODY)
+        assert run not in store.runs(name) and run in store.runs()
+
+
+def test_of_other_peoples_runs_only_the_owner_is_read(store, monkeypatch):
+    """A list is asked for every second; the folder may hold thousands."""
+    mine, theirs = store.create(RunConfig(), "ada"), store.create(RunConfig(), "bob")
+    opened, really = [], store.open
+    monkeypatch.setattr(store, "open", lambda name: opened.append(name) or really(name))
+    assert store.runs("ada") == [mine] and opened == [mine.id] != [theirs.id]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".TSV", ".txt"])
@@ -157,6 +185,20 @@ def test_an_upload_of_another_kind_is_refused(store):
 def test_delete_removes_the_folder(store, run):
     run.delete()
     assert store.runs() == [] and list(store.root.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path, run):
+    """A folder that was being deleted at once, one that was being made when it is old."""
+    root = run.path.parent
+    for name in (".deleted-abc-1", ".new-old", ".new-young"):
+        (root / name).mkdir()
+        (root / name / "config.json").write_text("{}")
+    os.utime(root / ".new-old", (1000, 1000))
+    os.utime(root / ".new-young", (2000, 2000))
+    store = RunStore(root, lambda: 4700.0)
+    store.sweep()
+    assert sorted(path.name for path in root.iterdir()) == [".new-young", run.id]
+    RunStore(tmp_path / "nowhere").sweep()
 
 
 def test_a_run_that_is_worked_on_is_not_deleted(run):
@@ -216,6 +258,14 @@ def test_files_of_events_stand_beside_them(run):
     assert run.adapter_files() == files
     assert run.since(0)[0] == [Checkpoint(2), Checkpoint(4), Adapter(4)]
     assert not [path.name for path in run.path.iterdir() if path.name.endswith(".new")]
+
+
+def test_a_finished_run_keeps_no_checkpoint(run):
+    """It cannot be resumed, and the checkpoint is its largest file."""
+    run.keep(Checkpoint(4, {"checkpoint.safetensors": b"four"}))
+    run.keep(FINISHED)
+    assert run.checkpoint() is None and run.checkpoint_step() == 0
+    assert run.since(0)[0] == [Checkpoint(4), FINISHED]
 
 
 def test_a_file_that_cannot_be_finished_leaves_the_old_one(run, monkeypatch):
@@ -320,6 +370,15 @@ def test_looking_does_not_disturb_a_claim(run):
         assert not run.held
         with run.claim():
             assert run.held
+
+
+def test_another_look_is_not_taken_for_a_holder(run, monkeypatch):
+    """A process that looks has the lock for a moment: who still has it a moment later holds it."""
+    (run.path / "claim.lock").touch()
+    look = FileLock(run.path / "claim.lock")
+    look.acquire()
+    monkeypatch.setattr(store_module.time, "sleep", lambda seconds: look.release())
+    assert not run.held
 
 
 def test_a_dead_process_holds_nothing(store, run):

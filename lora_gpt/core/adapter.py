@@ -11,7 +11,6 @@ Source of the layout: PEFT, docs "PEFT checkpoint format".
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from lora_gpt.config import MODELS, BadValue, LoRAConfig, RunConfig
 from lora_gpt.core import adapter_config
-from lora_gpt.core.adapter_config import HEAD, AdapterError, Plan
+from lora_gpt.core.adapter_config import HEAD, SAMPLE_SIZE, AdapterError, Plan
 from lora_gpt.core.lora import lora_layers, replace_head, replace_linear_with_lora
 from lora_gpt.core.model import GPTModel
 from lora_gpt.core.tensor_file import is_pickle
@@ -28,11 +27,8 @@ from lora_gpt.core.tensor_file import is_pickle
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PREFIX = "base_model.model."
-SAMPLE_SIZE = 32
-LIMITS = {WEIGHTS_FILE: 8 * 2**30, CONFIG_FILE: adapter_config.SIZE_LIMIT}
-"""Most bytes read of each file; the largest is GPT-2 XL with every parameter trained."""
 
-__all__ = ["AdapterError", "adapter_files", "apply_adapter", "read_adapter_folder"]
+__all__ = ["AdapterError", "adapter_files", "apply_adapter"]
 
 
 def adapter_files(model: GPTModel, config: RunConfig) -> dict[str, bytes]:
@@ -100,21 +96,6 @@ def apply_adapter(model: GPTModel, files: Mapping[str, bytes]) -> None:
         strict=plan.method == "full",
     )
     model.train(model.training)  # the new layers join the mode of the model
-
-
-def read_adapter_folder(folder: Path, limits: Mapping[str, int] = LIMITS) -> dict[str, bytes]:
-    """The contents of an adapter's two files by name; AdapterError where one is missing or longer
-    than its limit in bytes."""
-    contents = {}
-    for name, limit in limits.items():
-        path = folder / name
-        if not path.is_file():
-            raise AdapterError("adapter", f"the folder must hold {name}", str(folder))
-        with path.open("rb") as file:
-            contents[name] = file.read(limit + 1)
-        if len(contents[name]) > limit:
-            raise AdapterError(name, f"must be at most {limit:,} bytes", f"{path} with more")
-    return contents
 
 
 def base_sample(model: GPTModel) -> list[float]:

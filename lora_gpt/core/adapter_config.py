@@ -6,7 +6,6 @@ expressions) is refused by name, never ignored.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,10 @@ from lora_gpt.core.lora import PATHS
 SIZE_LIMIT = 256 * 1024
 """Most bytes of an adapter_config.json."""
 HEAD = "out_head"
+SAMPLE_SIZE = 32
+"""Values of the base that an adapter of ours brings along, to know it again."""
+LARGEST = 1e38
+"""A size that single precision still holds."""
 NO_TARGETS = "dummy-target-modules"
 """What PEFT reads as 'no LoRA at all, only modules_to_save'."""
 
@@ -79,7 +82,7 @@ def read(content: bytes, linear_paths: Sequence[str]) -> Plan:
     _check_own(own)
     about: dict[str, Any] = {"base": f"{own['model']} ({own['init']})"} if own else {}
     if "base_sample" in own:
-        about["base_sample"] = tuple(own["base_sample"])
+        about["base_sample"] = tuple(map(float, own["base_sample"]))
     if own.get("method") == "full":
         return Plan("full", LoRAConfig(), **about)
     _check_peft(fields)
@@ -127,13 +130,20 @@ def _check_own(own: Any) -> None:
             raise AdapterError(f"lora_gpt.{name}", "must be text", own.get(name))
     if own["method"] not in METHODS:
         raise AdapterError("lora_gpt.method", f"must be one of {', '.join(METHODS)}", own["method"])
-    sample = own.get("base_sample", [])
-    if not isinstance(sample, list) or not all(map(_is_finite_number, sample)):
-        raise AdapterError("lora_gpt.base_sample", "must be a list of finite numbers", sample)
+    if "base_sample" in own:
+        _check_sample(own["base_sample"])
 
 
-def _is_finite_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _check_sample(sample: Any) -> None:
+    rule = f"must be a list of {SAMPLE_SIZE} finite numbers"
+    if not isinstance(sample, list):
+        raise AdapterError("lora_gpt.base_sample", rule, sample)
+    if len(sample) != SAMPLE_SIZE:
+        raise AdapterError("lora_gpt.base_sample", rule, f"{len(sample):,} values")
+    for value in sample:
+        # Neither infinity nor NaN is within, and a whole number may be longer than any float.
+        if not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            raise AdapterError("lora_gpt.base_sample", rule, str(value)[:40])
 
 
 RULES: Mapping[str, tuple[tuple[Any, ...], str]] = {

@@ -57,8 +57,10 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     of_a_step = step.seconds(precision)
     root = tree(config.model, "classifier", config.lora, training.method, config.shape)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
-    # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block.
-    passing = 24 * FLOAT * cfg.emb_dim * step.tokens * cfg.n_layers
+    # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block;
+    # nothing where it ends at the head.
+    blocks = 0 if training.method == "head" else cfg.n_layers
+    passing = 24 * FLOAT * cfg.emb_dim * step.tokens * blocks
     return Estimate(
         steps=steps,
         seconds=steps * of_a_step * cfg.n_layers,

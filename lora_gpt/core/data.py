@@ -10,10 +10,13 @@ import hashlib
 import io
 import os
 import re
+import threading
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
@@ -30,6 +33,11 @@ SMS_FILE = "SMSSpamCollection"
 SMS_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
 LARGEST_FILE = 20_000_000
 """Bytes."""
+MOST_MESSAGES = 20_000
+MOST_CELLS = 4_000_000
+"""Of a table, short rows filled up: some 200 columns beside as many messages as can be used."""
+TIMEOUTS = (5, 30)
+"""Seconds to connect, and to wait for more of an answer."""
 FEWEST_OF_A_CLASS = 10
 
 SPAM_WORDS = {"spam", "junk", "1", "1.0", "true", "yes", "unwanted"}
@@ -55,7 +63,8 @@ def read_messages(config: DataConfig) -> list[Message]:
     """The labelled messages of `config.data`, in the order of the file, blank texts left out.
 
     Rows without a label are left out too. Raises DataError for a file that cannot be read as a
-    table of messages and labels, or that has fewer than 10 messages of a class.
+    table of messages and labels, or that has fewer than 10 messages of a class or more than 20,000
+    in all.
     """
     if config.data == "bundled":
         path = BUNDLED
@@ -65,6 +74,11 @@ def read_messages(config: DataConfig) -> list[Message]:
         path = Path(config.data)
     messages = _labelled(_columns(path.name, _text(path), config), path.name, config)
     _check_classes(messages, path.name)
+    if len(messages) > MOST_MESSAGES:
+        raise DataError(
+            f"{path.name}: must hold at most {MOST_MESSAGES:,} messages; got {len(messages):,}."
+            " Take a sample of its rows."
+        )
     return messages
 
 
@@ -100,7 +114,8 @@ def find_sms_spam(
     cache folder).
 
     Source: Almeida and Gomez Hidalgo, UCI Machine Learning Repository, doi 10.24432/C5CC84,
-    CC BY 4.0. Raises DataError where it is neither there nor reachable.
+    CC BY 4.0. Raises DataError where it is neither there nor reachable, and for about a minute
+    without a new try.
     """
     if folder := os.environ.get("LORA_GPT_DATA"):
         given = Path(folder) / SMS_FILE
@@ -114,23 +129,34 @@ def find_sms_spam(
             return kept
     except OSError:  # a copy that cannot be read is as good as none
         pass
-    fault: Exception | None = None
-    for url in urls:
-        try:
-            _download_sms_spam(kept, url, zip_sha256, file_sha256)
-            return kept
-        # A failed connection is an OSError, a wrong checksum a ValueError, no member a KeyError.
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            fault = error
+    faults = _faults_of_this_minute(int(time.monotonic() / 60), kept, tuple(urls))
+    with _DOWNLOADING:
+        for url in urls[len(faults) :]:
+            try:
+                _download_sms_spam(kept, url, zip_sha256, file_sha256)
+                return kept
+            # No connection is an OSError, a wrong checksum a ValueError, no member a KeyError.
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                faults.append(error)
     raise DataError(
         f"The SMS Spam Collection could not be downloaded from {' or '.join(urls)}. Connect to the"
         f" internet and try again, or fetch it elsewhere, unpack {SMS_FILE} into a folder and set"
         " LORA_GPT_DATA to that folder; the bundled messages need no download."
-    ) from fault
+    ) from faults[-1]
+
+
+_DOWNLOADING = threading.Lock()
+
+
+@lru_cache(maxsize=8)
+def _faults_of_this_minute(minute: int, kept: Path, urls: tuple[str, ...]) -> list[Exception]:
+    """Why it could not be had, one of each url, to be filled by who tries: the page asks at every
+    move of a knob."""
+    return []
 
 
 def _download_sms_spam(kept: Path, url: str, zip_sha256: str, file_sha256: str) -> None:
-    downloader = pooch.HTTPDownloader(timeout=30)
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUTS)
     packed = pooch.retrieve(
         url, zip_sha256, fname="sms_spam_collection.zip", path=kept.parent, downloader=downloader
     )
@@ -209,45 +235,63 @@ Columns = dict[str, list[str]]
 def _columns(file: str, text: str, config: DataConfig) -> Columns:
     """The table in `text` as columns by name; a table without a header names them 1, 2, ..."""
     rows = _rows(file, text)
+    width = len(rows[0])
+    # Before anything is filled up: a small file of one wide row and many short ones would grow
+    # to any size.
+    if width * len(rows) > MOST_CELLS:
+        raise DataError(
+            f"{file}: must have at most {MOST_CELLS:,} cells; got {width:,} columns in"
+            f" {len(rows):,} rows. Leave out columns that hold neither labels nor texts."
+        )
     header = [cell.strip() for cell in rows[0]]
-    first = 1 if _is_header([cell.lower() for cell in header], config) else 0
+    first = 1 if _is_header(rows, config) else 0
     if first == 0:
         header = [""] * len(header)
     header = [cell or str(number) for number, cell in enumerate(header, 1)]
     if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise DataError(f"{file}: must name its columns differently; got {twice[0]!r} twice")
-    width = len(header)
+        raise DataError(f"{file}: must name its columns differently; got {twice[0][:40]!r} twice")
     _check_widths(file, rows)
     padded = (row + [""] * (width - len(row)) for row in rows[first:])
     table = list(zip(*(row[:width] for row in padded), strict=True)) or [()] * width
     return {name: list(column) for name, column in zip(header, table, strict=True)}
 
 
-def _is_header(cells: Sequence[str], config: DataConfig) -> bool:
-    """Whether the first row, in lower case, names columns: otherwise it holds a label."""
+def _is_header(rows: Sequence[Sequence[str]], config: DataConfig) -> bool:
+    """Whether the first row names columns: otherwise it holds a label."""
+    cells = [cell.strip().lower() for cell in rows[0]]
     if set(cells) & set(TEXT_NAMES) and set(cells) & set(LABEL_NAMES):
         return True
     # A frame saved by pandas without names is headed 0, 1, which are also words for ham and spam.
     if all(cell.isdigit() or not cell for cell in cells):
         return True
-    return not set(cells) & _known(config)
+    labels = set(cells) & _known(config)
+    if labels - set(LABEL_NAMES):
+        return False
+    # A column may be called spam; a label stands in other rows of its column too.
+    columns = (cells.index(label) for label in labels)
+    return not any(
+        cells[n] in (row[n].strip().lower() for row in rows[1:] if row[n:]) for n in columns
+    )
 
 
 def _rows(file: str, text: str) -> list[list[str]]:
     """Rows of several cells, blank rows left out, by the separator that fits the rows best."""
-    if rows := _separated(file, text):
+    try:
+        rows = _separated(file, text)
+    except csv.Error as error:
+        raise _unquotable(file, error) from error
+    if rows:
         return rows
-    first_line = text.lstrip("\r\n").split("\n", 1)[0]
     raise DataError(
         f"{file}: must have a label and a text column, separated by tab, comma, semicolon or |;"
-        f" got one column, {first_line[:40].strip()!r}"
+        f" got one column, {_first_line(text)[:40].strip()!r}"
     )
 
 
 def _separated(file: str, text: str) -> list[list[str]]:
-    """As `_rows`, but no rows where the first line holds no separator."""
-    first_line = text.lstrip("\r\n").split("\n", 1)[0]
-    bare = re.sub(r'"[^"]*"', "", first_line)
+    """As `_rows`, but no rows where the first line holds no separator, and csv.Error where the
+    quotation marks do not add up."""
+    bare = re.sub(r'"[^"]*"', "", _first_line(text))
     best: list[list[str]] = []
     best_fit = 0.0
     fault = None
@@ -257,30 +301,54 @@ def _separated(file: str, text: str) -> list[list[str]]:
         except csv.Error as error:
             fault = error
             continue
-        fit = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
-        if fit > best_fit:
-            best, best_fit = rows, fit
+        if not rows:
+            raise DataError(f"{file}: must hold messages, and every row is blank")
+        if _fit(rows) > best_fit:
+            best, best_fit = rows, _fit(rows)
     if fault and not best:
-        raise DataError(
-            f"{file}: must close every quotation mark that opens a cell ({fault}). Save the table"
-            " as CSV again, or as TSV without quotes."
-        )
+        raise fault
     return best
 
 
+def _unquotable(file: str, fault: csv.Error) -> DataError:
+    return DataError(
+        f"{file}: must close every quotation mark that opens a cell, double those inside it, and"
+        f" hold at most {csv.field_size_limit():,} characters in a cell; got {fault}. Save the"
+        " table as CSV again, or as TSV without quotes."
+    )
+
+
+def _first_line(text: str) -> str:
+    return text.lstrip("\r\n").split("\n", 1)[0]
+
+
+def _fit(rows: Sequence[Sequence[str]]) -> float:
+    """Share of the rows that are as wide as the first."""
+    return sum(len(row) == len(rows[0]) for row in rows) / max(1, len(rows))
+
+
 def _parsed(text: str, separator: str) -> list[list[str]]:
-    if separator == "\t":
-        # In tab-separated files quotes are plain characters, unless the columns need them.
-        rows = _read(text, separator, csv.QUOTE_NONE)
-        if len({len(row) for row in rows}) == 1:
-            return rows
-    return _read(text, separator, csv.QUOTE_MINIMAL)
+    if separator != "\t":
+        return _read(text, separator, csv.QUOTE_MINIMAL)
+    # In tab-separated files quotes are plain characters, unless the columns need them.
+    plain = _read(text, separator, csv.QUOTE_NONE)
+    if _fit(plain) == 1:
+        return plain
+    try:
+        quoted = _read(text, separator, csv.QUOTE_MINIMAL)
+    except csv.Error:
+        return plain
+    return quoted if _fit(quoted) > _fit(plain) else plain
 
 
 def _read(text: str, separator: str, quoting: int) -> list[list[str]]:
     lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=separator, quoting=quoting)  # type: ignore[arg-type]
-    return [row for row in reader if any(cell.strip() for cell in row)]
+    # Strict, since a mark that is not closed would swallow messages up to the next one.
+    reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)  # type: ignore[arg-type]
+    try:
+        return [row for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise csv.Error(f"{error} (line {reader.line_num})") from error
 
 
 def _lines(text: str) -> list[str]:
@@ -290,7 +358,13 @@ def _lines(text: str) -> list[str]:
 
 def _text_cells(file: str, text: str) -> list[str]:
     """The cells of the column that holds the texts, a header left out."""
-    rows = _separated(file, text)
+    try:
+        rows = _separated(file, text)
+    except csv.Error as error:
+        names = {cell.strip(' \r"') for cell in re.split(r"[\t,;|]", _first_line(text).lower())}
+        if names & set(TEXT_NAMES):
+            raise _unquotable(file, error) from error
+        return _only_column(text)
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     for name in TEXT_NAMES:
         if name in header:
@@ -353,7 +427,15 @@ def _named(columns: Columns, field: str, wanted: str, file: str) -> str:
     for name in columns:
         if name.lower() == wanted.strip().lower():
             return name
-    raise DataError(f"{field}: must be one of {', '.join(columns)} in {file}; got {wanted!r}")
+    raise DataError(f"{field}: must be one of {_some(columns)} in {file}; got {wanted!r}")
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first of `names`, as many as a sentence can hold."""
+    first, more = [name[:40] for name in names], ""
+    if len(first) > 8:
+        more = f" and {len(first) - 8:,} more"
+    return ", ".join(first[:8]) + more
 
 
 def _label_column(columns: Columns, file: str, config: DataConfig) -> str:
@@ -376,7 +458,7 @@ def _label_column(columns: Columns, file: str, config: DataConfig) -> str:
             return column
     raise DataError(
         f"{file}: must have a column of labels such as spam and ham; got the columns"
-        f" {', '.join(columns)}. Name it in label_column."
+        f" {_some(columns)}. Name it in label_column."
     )
 
 
@@ -401,7 +483,7 @@ def _spam_labels(labels: Sequence[str], file: str, column: str, told: str) -> se
     """The labels, in lower case, that mean spam: the one told, or the one that is known."""
     found = _distinct(labels)
     told = told.strip().lower()
-    shown = ", ".join(sorted(found)[:8])
+    shown = _some(sorted(found))
     if told and told not in found:
         raise DataError(f"spam_label: must be one of {shown} (column {column!r}); got {told!r}")
     if told:

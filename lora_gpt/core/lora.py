@@ -50,10 +50,17 @@ class LoRALayer(nn.Module):
         self.A = nn.Parameter(torch.empty(in_dim, rank))
         self.B = nn.Parameter(torch.zeros(rank, out_dim))
         self.dropout = dropout
-        # Kaiming-uniform with a = sqrt(5), as nn.Linear starts its weight. A lies transposed to a
-        # Linear's weight, so the fan-in is its first size; uniform_(A) by fan would take the rank.
-        bound = 1 / math.sqrt(in_dim)
-        nn.init.uniform_(self.A, -bound, bound)
+        self.draw()
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator | None = None) -> None:
+        """Fill A with its random start; B stays as it is.
+
+        Kaiming-uniform with a = sqrt(5), as nn.Linear starts its weight. A lies transposed to a
+        Linear's weight, so the fan-in is its first size; uniform_(A) by fan would take the rank.
+        """
+        bound = 1 / math.sqrt(self.A.shape[0])
+        self.A.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * (F.dropout(x, self.dropout, self.training) @ self.A @ self.B)
@@ -108,6 +115,11 @@ class LinearWithLoRA(nn.Module):
     @property
     def merged(self) -> bool:
         return self._unmerged is not None
+
+    @property
+    def frozen_weight(self) -> Tensor:
+        """W (out, in) without the update, merged or not."""
+        return self.linear.weight if self._unmerged is None else self._unmerged[0]
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         if self.merged or self.strength == 0:
@@ -282,16 +294,29 @@ def mark_trainable(model: GPTModel, method: str) -> None:
 def prepare(model: GPTModel, method: str, lora: LoRAConfig, seed: int) -> GPTModel:
     """Turn a base into the classifier that `method` starts from, in place, and return it.
 
-    The same seed gives the same A and the same head.
+    The same seed gives the same A and the same head, whatever other threads draw meanwhile.
     """
-    torch.manual_seed(seed)
     if method == "lora":
         replace_linear_with_lora(
             model, lora.rank, lora.alpha, lora.targets, lora.dropout, lora.rank_stabilised
         )
     replace_head(model)
+    _draw(model, seed)
     mark_trainable(model, method)
     return model
+
+
+@torch.no_grad()
+def _draw(model: GPTModel, seed: int) -> None:
+    """Draw every A and the head anew, from a generator that nobody else draws from."""
+    device = model.out_head.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    for _, layer in lora_layers(model):
+        layer.lora.draw(generator)
+    bound = 1 / math.sqrt(model.out_head.in_features)
+    model.out_head.weight.uniform_(-bound, bound, generator=generator)
+    if model.out_head.bias is not None:
+        model.out_head.bias.uniform_(-bound, bound, generator=generator)
 
 
 def set_strength(model: nn.Module, strength: float) -> None:

@@ -1,7 +1,7 @@
 """What this machine does best: the device, the precision of matrix products, how memory is kept.
 
-Time and precision are measured, not looked up: a block of the chosen model does a forward and a
-backward pass here and now. Knows nothing of weights, messages or the course of a run.
+Time and precision are measured, not looked up: a block of the chosen model does its part of a
+training step here and now. Knows nothing of weights, messages or the course of a run.
 """
 
 import ctypes
@@ -47,6 +47,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+MOST_ROWS = 2048
+"""Most tokens that a block is timed on, if one message has no more: a batch of gigabytes must not
+be laid out for an estimate, and from here on time grows with the tokens."""
+
+
 @dataclass(frozen=True)
 class BlockStep:
     """What one block does in one step of a training: enough to time it, without the model."""
@@ -66,15 +71,31 @@ class BlockStep:
         return cls(cfg, config.lora, training.method, tokens, training.batch_size, device)
 
     def seconds(self, precision: str) -> float:
-        """Seconds that it takes here and now, forward and back, the best of some tries.
+        """Seconds that it takes here and now, the best of some tries: forward, and back too unless
+        the head alone is trained.
 
-        Asked again after a minute only: other work on the machine comes and goes.
+        Asked again after a minute only: other work on the machine comes and goes. Raises BadValue
+        where the memory does not suffice.
         """
         return _seconds_in_this_minute(int(time.monotonic() / 60), self, precision)
 
 
 @lru_cache(maxsize=64)
 def _seconds_in_this_minute(minute: int, step: BlockStep, precision: str) -> float:
+    width = max(1, min(step.cfg.context_length, round(step.tokens / step.batch)))
+    sequences = min(step.batch, max(1, MOST_ROWS // width))
+    try:
+        return step.batch / sequences * _seconds_of_a_block(step, precision, [width] * sequences)
+    except RuntimeError as error:
+        # torch's own kinds differ by device, so they are known by their words.
+        if "memory" not in str(error) or "alloc" not in str(error):
+            raise
+        rule = "must be small enough for the memory of this machine"
+        raise BadValue("batch_size", rule, step.batch) from error
+
+
+def _seconds_of_a_block(step: BlockStep, precision: str, lengths: list[int]) -> float:
+    """Seconds for sequences of `lengths` tokens, forward, and back where a block is trained."""
     cfg, lora, device = step.cfg, step.lora, step.device
     with torch.device(device):
         model = GPTModel(replace(cfg, n_layers=1, vocab_size=1))
@@ -83,15 +104,16 @@ def _seconds_in_this_minute(minute: int, step: BlockStep, precision: str) -> flo
             replace_linear_with_lora(model, rank, lora.alpha, lora.targets, lora.dropout)
     mark_trainable(model, step.method)
     compute_in(model, precision)
-    width = max(1, min(cfg.context_length, round(step.tokens / step.batch)))
-    packing = Packing([width] * step.batch, device, model.multiple)
+    packing = Packing(lengths, device, model.multiple)
 
-    x = torch.randn(packing.rows, cfg.emb_dim, device=device, requires_grad=True)
+    trains_blocks = step.method != "head"
+    x = torch.randn(packing.rows, cfg.emb_dim, device=device, requires_grad=trains_blocks)
 
     def work() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=model.half_precision):
             y = model.trf_blocks[0](x, packing)
-        y.sum().backward()
+        if trains_blocks:
+            y.sum().backward()
 
     # As training does it there.
     play = recorded_or_plain(work) if device.type == "cuda" else work

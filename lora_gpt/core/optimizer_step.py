@@ -50,22 +50,23 @@ def optimizer_of(trained: Sequence[nn.Parameter], weight_decay: float) -> torch.
 
 
 class PackedStep:
-    """Steps of `optimizer` on `model` for batches of `sequences` with their `labels` (1 for spam);
-    gradients are clipped at the norm `clip`, 0 for never."""
+    """Steps on what is trainable in `model`, for batches of `sequences` with their `labels` (1 for
+    spam); gradients are clipped at the norm `clip`, 0 for never."""
 
     def __init__(
         self,
         model: GPTModel,
-        optimizer: torch.optim.Optimizer,
         sequences: Sequence[list[int]],
         labels: Tensor,
         clip: float,
+        weight_decay: float,
     ):
-        self.model, self.optimizer, self.sequences = model, optimizer, sequences
+        self.model, self.sequences = model, sequences
         self.device = model.tok_emb.weight.device
         self.labels = labels.to(self.device)
         self.clip = clip or float("inf")
         self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = optimizer_of(self.trained, weight_decay)
 
     def __call__(self, places: list[int], rate: float, seed: int) -> Outcome:
         """A step at the learning rate `rate` on the sequences at `places`; `seed` is for dropout,

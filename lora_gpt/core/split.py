@@ -7,9 +7,9 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import numpy as np
 
@@ -40,7 +40,8 @@ def split(messages: Sequence[Message], config: DataConfig, seed: int) -> Split:
 
     With balance on and keep_apart and stratify off these are the labs' own steps, to the message:
     pandas' `sample(n_spam, random_state=seed)` of the ham, spam below it, `sample(frac=1,
-    random_state=seed)` of all, then cut. Raises BadValue where a part would stay empty.
+    random_state=seed)` of all, then cut. Raises BadValue where a part would stay empty, or training
+    or test without spam or ham.
     """
     # Not default_rng: RandomState's numbers are frozen for good, and are those that pandas draws.
     if config.balance:
@@ -48,22 +49,23 @@ def split(messages: Sequence[Message], config: DataConfig, seed: int) -> Split:
     random = np.random.RandomState(seed)
     order = random.choice(len(messages), len(messages), replace=False)
     shuffled = [messages[i] for i in order]
-    text_of, links = _alike([each.text for each in shuffled])
-    groups = _groups(text_of, links) if config.keep_apart else list(range(len(shuffled)))
+    text_of, sets = _folded([each.text for each in shuffled])
+    rarest = _rarest(sets)
+    groups = list(range(len(shuffled)))
+    if config.keep_apart:
+        groups = _groups(text_of, sets, rarest)
     part_of = _assign(shuffled, groups, config, random)
     train, validation, test = (
         tuple(each for each, part in zip(shuffled, part_of, strict=True) if part == wanted)
         for wanted in range(3)
     )
-    if not train or not test or (config.validation_fraction and not validation):
-        rule = "must leave messages for every part; too many of these are nearly equal"
-        raise BadValue("keep_apart", rule, config.keep_apart)
+    _check_parts(shuffled, part_of, config)
     trained = {each.text for each in train}
     leaked = sum(each.text in trained for each in test)
+    tested = [text for text, part in zip(text_of, part_of, strict=True) if part == 2]
     trained_texts = {text for text, part in zip(text_of, part_of, strict=True) if part == 0}
-    near_texts = trained_texts | {b for a, b in links if a in trained_texts}
-    near_texts |= {a for a, b in links if b in trained_texts}
-    near = sum(p == 2 and text in near_texts for text, p in zip(text_of, part_of, strict=True))
+    near_texts = _near(sets, rarest, trained_texts, set(tested))
+    near = sum(text in near_texts for text in tested)
     return Split(train, validation, test, leaked, near)
 
 
@@ -120,6 +122,29 @@ def _sizes(size: int, config: DataConfig) -> tuple[int, int, int]:
     return train, watch, size - train - watch
 
 
+def _check_parts(messages: Sequence[Message], part_of: Sequence[int], config: DataConfig) -> None:
+    """BadValue where training or test lacks a class or validation is empty; it names the knob that
+    did it."""
+    classes = Counter(each.is_spam for each in messages)
+    placed = Counter((part, each.is_spam) for part, each in zip(part_of, messages, strict=True))
+    for part, name in ((0, "training"), (2, "test")):
+        for is_spam, kind in ((True, "spam"), (False, "ham")):
+            if placed[part, is_spam]:
+                continue
+            size = classes[is_spam] if config.stratify else len(messages)
+            rule = f"must leave {kind} for {name}"
+            if not _sizes(size, config)[part]:
+                rule += f", of {size:,} messages at least one"
+                raise BadValue("test_fraction", rule, config.test_fraction)
+            if not config.stratify:
+                raise BadValue("stratify", f"must be on to leave {kind} for {name}", False)
+            rule += "; too many of these are nearly equal"
+            raise BadValue("keep_apart", rule, config.keep_apart)
+    if config.validation_fraction and 1 not in part_of:
+        rule = "must leave messages for validation; too many of these are nearly equal"
+        raise BadValue("keep_apart", rule, config.keep_apart)
+
+
 def _part_with_room(
     need: Counter[Hashable], room: Sequence[Counter[Hashable]], random: np.random.RandomState
 ) -> int:
@@ -142,58 +167,62 @@ def fold(text: str) -> str:
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     plain = re.sub(r"\d+", "0", plain.replace("'", "").replace("’", ""))
-    return re.sub(r"[\W_]+", " ", plain).strip() or text.strip()
+    return re.sub(r"[\W_]+", _gap, plain).strip() or text.strip()
 
 
-def duplicate_groups(texts: Sequence[str]) -> list[int]:
-    """A group number for each text: nearly equal texts, and those linked by others, share one.
+def _gap(gap: re.Match[str]) -> str:
+    """What stays of signs between letters: a space, and before it the marks that a letter bears,
+    such as the vowel signs of Hindi."""
+    signs, start = gap[0], gap.start()
+    if start == 0 or signs.isascii() or not gap.string[start - 1].isalpha():
+        return " "
+    marks = "".join(takewhile(lambda sign: unicodedata.category(sign).startswith("M"), signs))
+    return marks if marks == signs else f"{marks} "
 
-    Nearly equal means equal when folded, or shingles (words, and pairs of neighbouring words) with
-    a Jaccard similarity of at least `NEAR`.
-    """
-    return _groups(*_alike(texts))
 
-
-def _alike(texts: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
-    """For each text the number of its folded text, and the pairs of numbers that are similar."""
+def _folded(texts: Sequence[str]) -> tuple[list[int], list[set[str]]]:
+    """For each text the number of its folded text, and for each number its shingles."""
     numbers: dict[str, int] = {}
     text_of = [numbers.setdefault(fold(text), len(numbers)) for text in texts]
-    return text_of, list(_similar([_shingles(folded) for folded in numbers]))
+    return text_of, [_shingles(folded) for folded in numbers]
 
 
 def _shingles(folded: str) -> set[str]:
+    """The words, and the pairs of neighbouring words."""
     words = folded.split()
     return {*words, *(f"{a} {b}" for a, b in pairwise(words))}
 
 
-def _similar(sets: Sequence[set[str]]) -> Iterator[tuple[int, int]]:
-    """The pairs of sets with a Jaccard similarity of at least `NEAR`, by their places.
+def _alike(one: set[str], other: set[str]) -> bool:
+    """Whether two sets have a Jaccard similarity of at least `NEAR`."""
+    common = len(one & other)
+    return common >= NEAR * (len(one) + len(other) - common)
 
-    Prefix filtering finds them without comparing all with all: two sets that share so much must
-    share one of their rarest members (Chaudhuri et al. 2006, "A primitive operator for similarity
-    joins in data cleaning").
+
+def _rarest(sets: Sequence[set[str]]) -> list[list[str]]:
+    """The rarest members of each set, so many that two sets which are alike share one of them.
+
+    So nobody need compare all with all: prefix filtering (Chaudhuri et al. 2006, "A primitive
+    operator for similarity joins in data cleaning").
     """
     frequency = Counter(member for each in sets for member in each)
     rank = {
         member: n for n, member in enumerate(sorted(frequency, key=lambda m: (frequency[m], m)))
     }
-    seen: dict[str, list[int]] = defaultdict(list)
-    for i in sorted(range(len(sets)), key=lambda i: len(sets[i])):
-        size = len(sets[i])
-        candidates: set[int] = set()
-        for member in sorted(sets[i], key=rank.__getitem__)[: size - math.ceil(NEAR * size) + 1]:
-            candidates.update(seen[member])
-            seen[member].append(i)
-        for j in candidates:
-            common = len(sets[i] & sets[j])
-            if common >= NEAR * (size + len(sets[j]) - common):
-                yield j, i
+    enough = [len(each) - math.ceil(NEAR * len(each)) + 1 for each in sets]
+    return [sorted(each, key=rank.__getitem__)[:n] for each, n in zip(sets, enough, strict=True)]
 
 
-def _groups(text_of: Sequence[int], links: Sequence[tuple[int, int]]) -> list[int]:
+def _groups(
+    text_of: Sequence[int], sets: Sequence[set[str]], rarest: Sequence[list[str]]
+) -> list[int]:
     """The smallest text number that each message's text is linked to, over any number of links
-    (union-find)."""
-    parent = list(range(max(text_of, default=-1) + 1))
+    (union-find).
+
+    Texts that are in one group already are not compared: a file of a thousand versions of one
+    message would have half a million pairs.
+    """
+    parent = list(range(len(sets)))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -201,7 +230,42 @@ def _groups(text_of: Sequence[int], links: Sequence[tuple[int, int]]) -> list[in
             i = parent[i]
         return i
 
-    for a, b in links:
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
+    # For each member the texts that have it among their rarest, by the root of their group.
+    seen: dict[str, dict[int, list[int]]] = defaultdict(dict)
+    for i, members in enumerate(rarest):
+        tried: set[int] = set()
+        for groups in map(seen.__getitem__, members):
+            for group, texts in list(groups.items()):
+                if root(group) != root(i) and _has_alike(sets, i, texts, tried):
+                    low, high = sorted((root(group), root(i)))
+                    parent[high] = low
+                if root(group) != group:
+                    groups.setdefault(root(group), []).extend(groups.pop(group))
+            groups.setdefault(root(i), []).append(i)
     return [root(text) for text in text_of]
+
+
+def _near(
+    sets: Sequence[set[str]], rarest: Sequence[list[str]], trained: set[int], asked: set[int]
+) -> set[int]:
+    """Which of the texts `asked` are among the `trained`, or alike one of them, by number."""
+    seen: dict[str, list[int]] = defaultdict(list)
+    for i in trained:
+        for member in rarest[i]:
+            seen[member].append(i)
+
+    def has_one(i: int) -> bool:
+        tried: set[int] = set()
+        return any(_has_alike(sets, i, seen.get(member, ()), tried) for member in rarest[i])
+
+    return {i for i in asked if i in trained or has_one(i)}
+
+
+def _has_alike(sets: Sequence[set[str]], i: int, others: Sequence[int], tried: set[int]) -> bool:
+    """Whether one of `others` is alike `i`; those in `tried` are not, and what is tried joins."""
+    for j in others:
+        if j not in tried:
+            if _alike(sets[i], sets[j]):
+                return True
+            tried.add(j)
+    return False

@@ -110,15 +110,15 @@ def _opened_alone(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def check(file: Any, name: str, shape: tuple[int, ...], may_be_longer: bool = False) -> None:
+def check(file: Any, name: str, shape: tuple[int, ...], rows: int = 0) -> None:
     """Refuse a tensor of another shape or kind by its header alone, before anything is read.
 
-    `may_be_longer` lets more rows than those of `shape` through.
+    `rows` more than those of `shape` may be there.
     """
     found = file.get_slice(name)
     got = tuple(found.get_shape())
-    longer = may_be_longer and len(got) == len(shape) and got[0] > shape[0] and got[1:] == shape[1:]
-    if got != shape and not longer:
+    longer = len(got) == len(shape) and got[0] <= shape[0] + rows and got[1:] == shape[1:]
+    if got != shape and not (rows and longer and got[0] > shape[0]):
         raise WeightsError(f"{name}: must have shape {shape}; got {got}.")
     if found.get_dtype() not in DTYPES:
         raise WeightsError(f"{name}: must be {', '.join(DTYPES)}; got {found.get_dtype()}.")

@@ -5,6 +5,7 @@ random is a function of the seed and the step, never of what happened before, so
 from a checkpoint sees what one that was never stopped sees.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -37,7 +38,7 @@ from lora_gpt.core.machine import (
     keep_freed_memory,
 )
 from lora_gpt.core.model import GPTModel
-from lora_gpt.core.optimizer_step import PackedStep, RecordedStep, optimizer_of
+from lora_gpt.core.optimizer_step import PackedStep, RecordedStep
 from lora_gpt.core.split import Split, split
 from lora_gpt.core.weights import load_base
 from lora_gpt.events import (
@@ -87,6 +88,11 @@ class Part:
     def __len__(self) -> int:
         return len(self.messages)
 
+    def digest(self) -> str:
+        """A fingerprint of the messages and their labels, in their order."""
+        told = json.dumps([(message.text, message.is_spam) for message in self.messages])
+        return hashlib.sha256(told.encode()).hexdigest()
+
     def look(self, model: GPTModel) -> tuple[float, float]:
         """Mean loss and accuracy of `model` on this part."""
         logits = logits_of(model, self.sequences)
@@ -124,12 +130,12 @@ class Trainer:
         self.per_epoch = len(train) // training.batch_size  # the last, partial batch is dropped
         steps = self.per_epoch * training.epochs
         self.steps = min(steps, training.max_steps) if training.max_steps else steps
-        self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = optimizer_of(self.trained, training.weight_decay)
-        parts = (model, self.optimizer, train.sequences, train.labels, training.clip)
-        self._one: PackedStep = PackedStep(*parts)
+        parts = (model, train.sequences, train.labels, training.clip, training.weight_decay)
         if self.device.type == "cuda":
-            self._one = RecordedStep(*parts, batch_size=training.batch_size)
+            self._one: PackedStep = RecordedStep(*parts, batch_size=training.batch_size)
+        else:
+            self._one = PackedStep(*parts)
+        self.trained, self.optimizer = self._one.trained, self._one.optimizer
         self.step, self.seconds, self.right, self.seen = 0, 0.0, 0, 0
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=10)
         self._order: tuple[int, list[int]] = (-1, [])
@@ -171,8 +177,9 @@ class Trainer:
         outcome = self._one(places, now_rate, self.config.seed * 1_000_003 + self.step)
         if not math.isfinite(outcome.loss) or not math.isfinite(outcome.gradient_norm):
             raise ArithmeticError(
-                f"learning_rate: the loss became {outcome.loss} at step {self.step}; a rate below"
-                f" {training.effective_learning_rate:g} keeps it finite"
+                f"learning_rate: the loss became {outcome.loss} and its gradient"
+                f" {outcome.gradient_norm} at step {self.step}; a rate below"
+                f" {training.effective_learning_rate:g} keeps them finite"
             )
         count = sum(len(self.train.sequences[place]) for place in places)
         self.right += outcome.right
@@ -221,27 +228,35 @@ class Trainer:
         tensors = {f"model.{names[id(p)]}": p.detach() for p in self.trained}
         for place, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{place}.{slot}": value for slot, value in state.items()}
-        numbers = {"step": self.step, "seconds": self.seconds}
+        numbers: dict[str, float | str] = {"step": self.step, "seconds": self.seconds}
         numbers |= {"right": self.right, "seen": self.seen}
-        numbers |= {"half_precision": self.model.half_precision}
+        numbers |= {"half_precision": self.model.half_precision, "messages": self.train.digest()}
         about = {"numbers": json.dumps(numbers), "config": json.dumps(_recipe(self.config))}
         contents = save_bytes({k: v.contiguous().cpu() for k, v in tensors.items()}, about)
         return Checkpoint(self.step, {"checkpoint.safetensors": contents})
 
     def restore(self, contents: bytes) -> None:
-        """Go on from a checkpoint of the same run. Raises BadValue for another run's."""
+        """Go on from a checkpoint of the same run on the same messages. Raises BadValue for another
+        one, or for a file that is not whole."""
         try:
             tensors, about = load_bytes(contents), _metadata(contents)
             numbers, kept = json.loads(about["numbers"]), json.loads(about["config"])
             if _recipe(RunConfig.from_json(kept)) != _recipe(self.config):
                 raise BadValue("checkpoint", "must come from a run with the same config", kept)
+            if numbers.get("messages", self.train.digest()) != self.train.digest():
+                rule = "must come from a run on these messages: the file of messages has changed"
+                raise BadValue("checkpoint", rule, self.config.data.data)
             named = dict(self.model.named_parameters())
+            trained = {id(parameter) for parameter in self.trained}
+            expected = {f"model.{n}": p.shape for n, p in named.items() if id(p) in trained}
+            found = {n: v.shape for n, v in tensors.items() if n.startswith("model.")}
+            if found != expected or not all(v.isfinite().all() for v in tensors.values()):
+                raise BadValue("checkpoint", "must hold what this run trains", sorted(found)[:3])
             # What the run began with, however fast this machine is today.
             compute_in(self.model, "bfloat16" if numbers.get("half_precision") else "float32")
             with torch.no_grad():
-                for name, value in tensors.items():
-                    if name.startswith("model."):
-                        named[name.removeprefix("model.")].copy_(value)
+                for name in expected:
+                    named[name.removeprefix("model.")].copy_(tensors[name])
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
                 if name.startswith("adam."):
@@ -250,7 +265,11 @@ class Trainer:
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
             self.step, self.seconds = numbers["step"], numbers["seconds"]
             self.right, self.seen = numbers["right"], numbers["seen"]
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            if not 0 <= self.step <= self.steps:
+                raise BadValue("checkpoint", f"must be of a step from 0 to {self.steps}", self.step)
+        except BadValue:
+            raise
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise BadValue("checkpoint", "must be a whole checkpoint file", str(error)) from error
 
 
@@ -294,6 +313,7 @@ def train(
     trainer = Trainer(model, config, Part.of(parts.train, classifier))
     if checkpoint is not None:
         trainer.restore(checkpoint)
+        begun -= trainer.seconds  # as if the steps before had been taken in one go with the rest
     else:
         step = BlockStep.of(config, [*map(len, trainer.train.sequences)], device)
         compute_in(model, choose_precision(config.training.precision, step))

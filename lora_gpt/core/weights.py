@@ -32,6 +32,7 @@ BUNDLED = ASSETS / "mini"
 FILE = "model.safetensors"
 FILES = FILE + INDEX
 LARGEST_FILE = 10_000_000
+LARGEST_DESCRIPTION = 1_000_000  # bytes of a config.json; real ones have a thousand
 """Bytes. Git hosts take no larger files without an extension that would have to be installed."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
 IGNORED = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|score\.weight")
@@ -75,7 +76,7 @@ def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
         head = pieces["out_head.weight"].name
         for piece in pieces.values():
             if piece.name in names:
-                check(file, piece.name, piece.shape, piece.may_be_longer)
+                check(file, piece.name, piece.shape, MOST_ADDED if piece.may_be_longer else 0)
             elif piece.name != head:
                 raise WeightsError(f"{piece.name}: must have shape {piece.shape}; got no tensor.")
         for name in sorted(names - {piece.name for piece in pieces.values()}):
@@ -138,7 +139,12 @@ def empty_model(cfg: GPTConfig) -> GPTModel:
 
 def _found(source: str, config: RunConfig, hub: Hub) -> Generator[Progress, None, Path]:
     """The weights file that `source` names: a folder, a file or a Hub repository."""
-    place = Path(source).expanduser()
+    try:
+        place = Path(source).expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise WeightsError(
+            f"Weights from: must name a folder that is there; got {source!r}."
+        ) from error
     if place.suffix in PICKLES and place.is_file():
         raise WeightsError(f"Weights from: must be safetensors, never a pickle; got {source!r}.")
     if place.is_file():
@@ -206,10 +212,24 @@ def _fetched_in_parts(source: str, hub: Hub, stage: str) -> Generator[Progress, 
     return index
 
 
+MOST_ADDED = 512
+"""Rows that a fine-tuner may have added to the embedding; more is a vocabulary of its own."""
+
+
+def _cut(value: Any) -> str:
+    """`value` as it stands in a file, short enough for a sentence."""
+    told = repr(value)
+    return told if len(told) <= 60 else told[:60] + "…"
+
+
 def _check_description(path: Path, config: RunConfig) -> None:
     """Refuse a config.json that tells of another model; the number of heads stands nowhere else."""
     if not path.is_file():
         return
+    if path.stat().st_size > LARGEST_DESCRIPTION:
+        raise WeightsError(
+            f"{path}: must have at most {LARGEST_DESCRIPTION:,} bytes; got {path.stat().st_size:,}."
+        )
     try:
         told: Any = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -230,13 +250,15 @@ def _check_description(path: Path, config: RunConfig) -> None:
             got = told.get(name) if isinstance(told, dict) else told
             raise WeightsError(
                 f"config.json: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
-                f" {got!r}. {_fitting(sizes | told) if name in sizes else NO_GPT2}"
+                f" {_cut(got)}. {_fitting(sizes | told) if name in sizes else NO_GPT2}"
             )
     rows = told.get("vocab_size", cfg.vocab_size)
-    if not isinstance(rows, int) or rows < cfg.vocab_size:
+    most = cfg.vocab_size + MOST_ADDED
+    if not isinstance(rows, int) or not cfg.vocab_size <= rows <= most:
         raise WeightsError(
-            f"config.json: vocab_size must be at least {cfg.vocab_size} for {label}; got {rows!r}."
-            f" A vocabulary of its own needs a tokenizer of its own, which is not read here."
+            f"config.json: vocab_size must be from {cfg.vocab_size} to {most} for {label}; got"
+            f" {_cut(rows)}. A vocabulary of its own needs a tokenizer of its own, which is not"
+            " read here."
         )
 
 

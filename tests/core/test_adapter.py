@@ -19,7 +19,6 @@ from lora_gpt.core.adapter import (
     AdapterError,
     adapter_files,
     apply_adapter,
-    read_adapter_folder,
 )
 from lora_gpt.core.classify import share
 from lora_gpt.core.lora import lora_layers, merge, prepare, replace_head, set_strength
@@ -190,11 +189,6 @@ def test_the_config_says_how_to_rebuild_the_model(files):
     ]
 
 
-def test_a_folder_is_read_as_it_was_written(files, tmp_path):
-    """Both files, byte for byte."""
-    assert read_adapter_folder(write(tmp_path, files)) == files
-
-
 # --- together with PEFT -------------------------------------------------------------------------
 
 
@@ -244,7 +238,8 @@ def test_we_load_a_folder_that_peft_saved(targets, stabilised, tmp_path):
             assert "lora_" in name or "out_head" in name
     theirs.save_pretrained(tmp_path)
     ours = base()
-    apply_adapter(ours, read_adapter_folder(tmp_path))
+    names = (CONFIG_FILE, WEIGHTS_FILE)
+    apply_adapter(ours, {name: (tmp_path / name).read_bytes() for name in names})
     expected = logits(theirs.base_model.model)
     assert not torch.allclose(expected, logits(plain_with_head()), atol=1e-2)
     torch.testing.assert_close(logits(ours), expected, atol=1e-5, rtol=1e-5)
@@ -346,6 +341,33 @@ def test_a_base_kept_in_half_the_bits_is_the_same_base(files):
     apply_adapter(model, files)
 
 
+@pytest.mark.parametrize(
+    ("sample", "found"),
+    [
+        ([], "0 values"),
+        ([0.1], "1 values"),
+        ([0.1] * 31, "31 values"),
+        ("0.1", "0.1"),
+        ([0.1] * 31 + [None], "None"),
+        ([0.1] * 31 + [float("nan")], "nan"),
+        ([0.1] * 31 + [10**400], "1000"),
+        ([0.1] * 31 + [-1e39], "-1e"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_fingerprint_of_the_base_that_is_none_is_refused(files, sample, found):
+    """32 numbers that a tensor can hold, or the field is not there at all."""
+    about = json.loads(files[CONFIG_FILE])["lora_gpt"]
+    rule = r"lora_gpt\.base_sample: must be a list of 32 finite numbers; got '?"
+    assert_refused(edited(files, lora_gpt=about | {"base_sample": sample}), rule + found)
+
+
+def test_a_fingerprint_of_whole_numbers_is_compared(files):
+    """JSON does not tell 0 from 0.0."""
+    about = json.loads(files[CONFIG_FILE])["lora_gpt"] | {"base_sample": [0] * 32}
+    assert_refused(edited(files, lora_gpt=about), "base: must be the one")
+
+
 def test_an_adapter_on_top_of_an_adapter_is_refused(files):
     """One model carries one."""
     model = base()
@@ -406,16 +428,6 @@ def test_a_config_that_is_no_json_object_is_refused(files, content):
     assert_refused(files | {CONFIG_FILE: content}, "adapter_config.json: must be")
 
 
-def test_a_missing_file_is_named(files, tmp_path):
-    """In memory and on disk."""
-    only = {CONFIG_FILE: files[CONFIG_FILE]}
-    assert_refused(only, WEIGHTS_FILE)
-    with pytest.raises(AdapterError, match=f"must hold {WEIGHTS_FILE}"):
-        read_adapter_folder(write(tmp_path, only))
-
-
-def test_a_file_over_its_limit_is_not_read(files, tmp_path):
-    """The limit is in the sentence."""
-    limits = {WEIGHTS_FILE: 1_000, CONFIG_FILE: 10_000}
-    with pytest.raises(AdapterError, match=r"must be at most 1,000 bytes"):
-        read_adapter_folder(write(tmp_path, files), limits)
+def test_a_missing_file_is_named(files):
+    """An adapter is both files."""
+    assert_refused({CONFIG_FILE: files[CONFIG_FILE]}, WEIGHTS_FILE)

@@ -7,6 +7,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,19 @@ def test_a_tsv_with_a_break_inside_quotes_is_read_as_quoted(read):
     assert messages[-1].text == "first line\nsecond line"
 
 
+@pytest.mark.parametrize("place", [0, 3, 24])
+def test_quotes_in_a_tsv_with_a_torn_row_join_nothing(read, place):
+    """A row without text does not turn quotation marks that begin messages into quotes."""
+    lines = [f"ham\t{mark}come at {n}" for n in range(6) for mark in ('"', "")]
+    lines += [f"spam\tprize {n}" for n in range(12)]
+    lines.insert(place, "ham")
+    if place == 0:
+        lines.insert(0, "label\ttext")
+    messages = read("\n".join(lines))
+    assert labels(messages) == [False] * 12 + [True] * 12
+    assert texts(messages)[0] == '"come at 0'
+
+
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_windows_files_are_read(read, mark):
     """A byte order mark and CRLF leave no trace in names and texts."""
@@ -112,6 +126,8 @@ def test_a_column_named_spam_is_a_label(read):
     """`text,spam` with 0 and 1 is a header, though spam is also a label word."""
     rows = ["text,spam"] + [f"{text},1" for text in SPAM] + [f'"{text}",0' for text in HAM]
     assert labels(read("\n".join(rows))) == [True] * 10 + [False] * 10
+    messages = read(table(header=("spam", "email"), spam="1", ham="0"))
+    assert texts(messages) == SPAM + HAM
 
 
 def test_a_table_without_a_header_keeps_its_first_message(read):
@@ -189,9 +205,12 @@ def test_a_spam_label_that_is_not_there_is_refused(read):
         (b"label,text,text\nspam,a,b\n", "must name its columns differently"),
         (b"label,text\nham,hello, you\n", "row 2 has 3"),
         (b'label,text\nham,"' + b"so long " * 40_000, "must close every quotation mark"),
+        (table().encode() + b'ham,"so long\nham,"bye"\n', r"quotation mark.*got .* \(line 23\)"),
+        (table().encode() + b"ham," + b"so long " * 20_000, "at most 131,072 characters in a cell"),
         (table().split("ham")[0].encode(), "got 10 spam and 0 ham, too little ham"),
         (b"label,text\nspam,buy\nham,hello\n", "got 1 spam and 1 ham, too little spam"),
         (b"label,text\n", "got 0 spam and 0 ham"),
+        (b",\n,\n", "must hold messages, and every row is blank"),
     ],
 )
 def test_a_file_that_cannot_be_used_gets_a_sentence(read, content, says):
@@ -201,11 +220,36 @@ def test_a_file_that_cannot_be_used_gets_a_sentence(read, content, says):
     assert "mine.csv" in str(caught.value)
 
 
+def test_a_table_that_would_grow_is_refused(read, monkeypatch):
+    """Short rows are not filled up to a wide header at any price."""
+    wide = "label,text" + "," * 2_998
+    monkeypatch.setattr(data, "_check_widths", lambda *given: pytest.fail("went on"))
+    with pytest.raises(DataError, match=r"at most 4,000,000 cells; got 3,000 columns in 2,001"):
+        read(wide + "\nspam" * 2_000)
+
+
+def test_a_sentence_holds_only_some_of_many_columns(read):
+    """However many there are, and however long their names."""
+    wide = ",".join(f"{'c' * 100}{n}" for n in range(3_000)) + "\n"
+    for knobs in ({}, {"text_column": "x", "label_column": "y"}):
+        with pytest.raises(DataError, match=r"and 2,992 more") as caught:
+            read(wide, **knobs)
+        assert len(str(caught.value)) < 600
+
+
 def test_a_column_that_is_not_there_is_refused(read):
     """The sentence names the knob and the columns that there are."""
     for knob in ("label_column", "text_column"):
         with pytest.raises(DataError, match=f"{knob}: must be one of label, text in mine.csv"):
             read(table(), **{knob: "nowhere"})
+
+
+def test_more_messages_than_can_be_compared_are_refused(read, monkeypatch):
+    """The sentence says how many there may be and how many there are."""
+    monkeypatch.setattr(data, "MOST_MESSAGES", 20)
+    assert len(read(table())) == 20
+    with pytest.raises(DataError, match=r"mine\.csv: must hold at most 20 messages; got 21"):
+        read(table() + "ham,one more\n")
 
 
 def test_a_large_file_is_refused_before_it_is_read(read, monkeypatch):
@@ -326,6 +370,30 @@ def test_a_mirror_is_asked_where_the_archive_fails(server, tmp_path):
     server.content = b"<html>moved</html>"
     with pytest.raises(DataError, match=rf"from {dead} or {server.url}\. Connect"):
         find_sms_spam([dead, server.url], *given, tmp_path / "another")
+
+
+def test_a_download_that_failed_is_not_tried_again_at_once(server, tmp_path, monkeypatch):
+    """The page asks at every move of a knob; a minute later the network may be back."""
+    now, content = [600.0], server.content
+    given = ([server.url], sha256(content), sha256(COLLECTION), tmp_path)
+    server.content = b"<html>moved</html>"
+    monkeypatch.setattr(data, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for now[0], asked in ((600.0, 1), (659.0, 1), (661.0, 2)):
+        with pytest.raises(DataError, match="Connect to the internet"):
+            find_sms_spam(*given)
+        assert server.asked == asked
+    now[0], server.content = 721.0, content
+    assert find_sms_spam(*given).read_bytes() == COLLECTION
+
+
+def test_a_connection_is_not_waited_for_long(server, tmp_path, monkeypatch):
+    """Nor is an answer that stops half way."""
+    given, real = [], data.pooch.HTTPDownloader
+    monkeypatch.setattr(
+        data.pooch, "HTTPDownloader", lambda timeout: given.append(timeout) or real(timeout=timeout)
+    )
+    find_sms_spam([server.url], sha256(server.content), sha256(COLLECTION), tmp_path)
+    assert given == [(5, 30)]
 
 
 def test_the_folder_given_comes_first(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 
 from lora_gpt.config import TARGETS, BadValue, GPTConfig, LoRAConfig
+from lora_gpt.core import lora
 from lora_gpt.core.classify import share
 from lora_gpt.core.lora import (
     PATHS,
@@ -363,3 +364,22 @@ def test_fused_equals_plain_autograd_over_twenty_steps(monkeypatch):
     monkeypatch.setattr(LinearWithLoRA, "can_fuse", lambda self, x: False)
     assert fused == pytest.approx(losses(), abs=1e-4)
     assert fused[-1] < fused[0] / 2
+
+
+def test_what_is_drawn_follows_from_the_seed_alone(monkeypatch):
+    """Other threads draw from the common generator at the same time."""
+    cfg = GPTConfig(50, 16, 24, 3, 2)
+
+    def drawn():
+        model = prepare(initialise(GPTModel(cfg), 0), "lora", LoRAConfig(rank=2), 7)
+        return [p.detach() for p in model.parameters() if p.requires_grad]
+
+    alone, real = drawn(), lora.replace_head
+
+    def disturbed(model):
+        torch.rand(5)
+        real(model)
+
+    monkeypatch.setattr(lora, "replace_head", disturbed)
+    torch.manual_seed(123)
+    assert all(map(torch.equal, alone, drawn()))

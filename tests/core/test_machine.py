@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lora_gpt.config import MODELS, TARGETS, GPTConfig, LoRAConfig, RunConfig
+from lora_gpt.config import MODELS, TARGETS, BadValue, GPTConfig, LoRAConfig, RunConfig
 from lora_gpt.core import machine
 from lora_gpt.core.classify import pack
 from lora_gpt.core.lora import lora_layers, prepare, set_strength
@@ -148,6 +148,53 @@ def test_a_block_is_measured_once_a_minute(precision, monkeypatch):
     for now[0] in (600.0, 659.0, 661.0):
         assert step_of().seconds(precision) > 0
     assert asked == [precision, precision]
+
+
+@pytest.mark.parametrize("method", ["lora", "head", "full"])
+def test_the_way_back_is_measured_where_training_goes_it(method, monkeypatch):
+    """Below a head that is trained alone, nothing needs a gradient."""
+    back, backward = [], torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda y: back.append(y) or backward(y))
+    machine._seconds_in_this_minute.cache_clear()
+    assert step_of(method=method).seconds("float32") > 0
+    assert bool(back) == (method != "head")
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "measured"),
+    [(4, 8, [8] * 4), (256, 250, [250] * 8), (256, 9, [9] * 227), (2, 256, [256] * 2)],
+)
+def test_a_large_batch_is_measured_in_part(batch, length, measured, monkeypatch):
+    """On 2,048 tokens at most; the time is that of the whole batch."""
+    laid_out = []
+    monkeypatch.setattr(
+        machine, "_seconds_of_a_block", lambda *given: laid_out.append(given[2]) or len(given[2])
+    )
+    machine._seconds_in_this_minute.cache_clear()
+    step = BlockStep.of(RunConfig().changed(batch_size=batch), [length], CPU)
+    assert step.seconds("float32") == pytest.approx(batch)
+    assert laid_out == [measured]
+    machine._seconds_in_this_minute.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal", "says"),
+    [
+        ("can't allocate memory: you tried", BadValue, "batch_size: must be small .*; got 8"),
+        ("CUDA out of memory. Tried to allocate 2 GiB", BadValue, "batch_size: must be small"),
+        ("a fault of ours", RuntimeError, "a fault of ours"),
+    ],
+)
+def test_too_little_memory_is_told_of_the_batch(words, refusal, says, monkeypatch):
+    """In a sentence; another fault is not hidden behind it."""
+
+    def full(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(machine, "_seconds_of_a_block", full)
+    machine._seconds_in_this_minute.cache_clear()
+    with pytest.raises(refusal, match=says):
+        step_of().seconds("float32")
 
 
 def test_memory_is_kept_only_where_the_library_can(monkeypatch):

@@ -64,6 +64,14 @@ def test_unequal_rows_are_lines(tmp_path):
     assert texts_of(tmp_path, "a.csv", "\n".join(lines)) == lines
 
 
+def test_a_line_that_begins_with_a_quotation(tmp_path):
+    """Plain lines stay plain lines; in a table that names its texts the mark must be closed."""
+    lines = ["Hello, Ann", '"Yes" he said, "no"', '"ok']
+    assert texts_of(tmp_path, "a.csv", "\n".join(lines)) == lines
+    with pytest.raises(DataError, match="must close every quotation mark"):
+        texts_of(tmp_path, "a.csv", '"id","text"\r\n1,"Hello\n2,"Bye"\n')
+
+
 def test_encodings(tmp_path):
     """Umlauts and signs survive in UTF-8, UTF-16 and Windows-1252."""
     for encoding in ("utf-8-sig", "utf-16", "cp1252"):
@@ -75,6 +83,7 @@ def test_encodings(tmp_path):
     [
         ("a.txt", b"", "a.txt: must hold messages, and is empty"),
         ("a.csv", b"\n \n", "a.csv: must hold messages, and is empty"),
+        ("a.csv", b",\n,\n", "a.csv: must hold messages, and every row is blank"),
         ("a.csv", b"text\n", "a.csv: must hold messages, and has none"),
         ("a.csv", b"text,id\n,1\n", "a.csv: must hold messages, and has none"),
         ("a.txt", b"PK\x03\x04\0\0\0", "must be a text file"),

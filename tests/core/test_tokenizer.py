@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiktoken
@@ -25,10 +26,12 @@ TEXTS = [
 
 @pytest.fixture
 def fresh():
-    """No encoding is remembered before or after the test."""
+    """No encoding and no fault is remembered before or after the test."""
     tokenizer.load.cache_clear()
+    tokenizer._faults_of_this_minute.cache_clear()
     yield
     tokenizer.load.cache_clear()
+    tokenizer._faults_of_this_minute.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,10 @@ def test_the_end_has_room_in_the_context(mini):
 
 def test_every_model_names_an_encoding_of_its_size():
     """The small model has the bundled one, GPT-2's have GPT-2's."""
-    assert {spec.encoding for spec in MODELS.values()} == {"mini", "gpt2"}
+    mini = MODELS["mini"]
+    assert tokenizer.load(mini.encoding).n_vocab == mini.config.vocab_size
+    others = {spec.encoding for name, spec in MODELS.items() if name != "mini"}
+    assert others == {"gpt2"} and mini.encoding != "gpt2"
 
 
 @pytest.mark.parametrize("fault", [ConnectionError("no route"), ValueError("bad hash")], ids=repr)
@@ -103,6 +109,44 @@ def test_out_of_reach_is_a_sentence_that_says_what_to_do(monkeypatch, fresh, fau
     assert "gpt2" in str(caught.value)
     assert "Connect to the internet once" in str(caught.value)
     assert "TIKTOKEN_CACHE_DIR" in str(caught.value)
+
+
+def test_what_could_not_be_had_is_not_tried_again_at_once(monkeypatch, fresh):
+    """Whoever moves a slider must not wait for the network each time; a minute later it is asked
+    anew, and what is there then stays."""
+    now, asked, network = [600.0], [], {"is away": True}
+
+    def get_encoding(name):
+        asked.append(name)
+        if network["is away"]:
+            raise ConnectionError("no route")
+        return tokenizer.load("mini")
+
+    monkeypatch.setattr(tokenizer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(tiktoken, "get_encoding", get_encoding)
+    for now[0] in (600.0, 659.0, 661.0):
+        with pytest.raises(tokenizer.TokenizerUnavailableError, match="could not be downloaded"):
+            tokenizer.load("gpt2")
+    assert asked == ["gpt2"] * 2
+    now[0], network["is away"] = 721.0, False
+    assert tokenizer.load("gpt2") is tokenizer.load("gpt2")
+    assert asked == ["gpt2"] * 3
+
+
+def test_a_download_does_not_wait_for_ever(monkeypatch, fresh, tmp_path):
+    """On a network that drops packets nothing would come back."""
+    given = []
+
+    def get(url, timeout=None):
+        given.append(timeout)
+        raise ConnectionError("no route")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    monkeypatch.setattr("requests.get", get)
+    with pytest.raises(tokenizer.TokenizerUnavailableError):
+        tokenizer.load("gpt2")
+    assert given == [tokenizer.TIMEOUTS] and max(given[0]) <= 30
 
 
 def test_the_bundled_encoding_needs_no_network(monkeypatch, fresh):

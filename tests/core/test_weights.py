@@ -294,6 +294,28 @@ def test_a_fine_tuned_checkpoint_is_read(kind, tmp_path):
     assert model.out_head.weight.shape == (CFG.vocab_size, 24)
 
 
+def test_a_vocabulary_of_its_own_is_refused(tmp_path):
+    """Many rows more are no tokens that were added: another tokenizer numbers them."""
+    path = tmp_path / "model.safetensors"
+    save_file(tensors(**{"wte.weight": torch.randn(97 + 513, 24)}), path)
+    assert "wte.weight: must have shape (97, 24); got (610, 24)" in refused(
+        RunConfig(model="gpt2", weights=str(path))
+    )
+
+
+def test_a_description_that_is_too_large_is_not_read(tmp_path):
+    save_file(tensors(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(" " * 1_000_001)
+    assert "must have at most 1,000,000 bytes; got 1,000,001" in refused(
+        RunConfig(model="gpt2", weights=str(tmp_path))
+    )
+
+
+def test_a_home_of_nobody_is_refused():
+    weights = "~nobody-of-this-name/x"
+    assert weights in refused(RunConfig(model="gpt2", weights=weights))
+
+
 def test_float32_is_mapped_and_not_copied(tmp_path):
     """Transposed and cut weights too: the start of a run reads what it needs when it needs it."""
     path = tmp_path / "model.safetensors"
@@ -423,8 +445,13 @@ def test_a_header_that_starts_like_a_pickle_is_no_pickle(tmp_path):
         ({"n_head": 4}, "config.json: n_head must be 3 for GPT-2 124M; got 4"),
         ({"n_layer": 12}, "config.json: n_layer must be 2"),
         ({"n_inner": 100}, "config.json: n_inner must be None or 96"),
-        ({"vocab_size": 96}, "config.json: vocab_size must be at least 97 for GPT-2 124M; got 96"),
-        ({"vocab_size": "many"}, "config.json: vocab_size must be at least 97"),
+        (
+            {"vocab_size": 96},
+            "config.json: vocab_size must be from 97 to 609 for GPT-2 124M; got 96",
+        ),
+        ({"vocab_size": 610}, "config.json: vocab_size must be from 97 to 609"),
+        ({"vocab_size": "many"}, "config.json: vocab_size must be from 97 to 609"),
+        ({"n_layer": "9" * 99}, "got '" + "9" * 59 + "…. Only GPT-2's architecture is read here."),
         ({"n_layer": "many"}, "got 'many'. Only GPT-2's architecture is read here."),
         ({"n_embd": 9999}, "got 9999. Only GPT-2's architecture is read here."),
         ({"n_layer": 12}, "have the shape 24x3x12x32: set it, on the command line with --shape."),

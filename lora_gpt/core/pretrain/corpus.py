@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lora_gpt.config import PRETRAINING
 from lora_gpt.core.tokenizer import ASSETS
 
 
@@ -34,17 +35,57 @@ class Source:
     licence: str
     copies: int = 1
     """How often each document is written; every copy after the first is typed anew."""
+    address: str = ""
+    """Where the text comes from; empty for what lies in this repository."""
 
 
 OWN = ASSETS / "mini"
 """Where the text lies that was written for this project; the rest lies in the folder of texts."""
 SOURCES = (
-    Source("enron_spam_mail", "subject", 0.5, "public record (Enron-Spam 2006)", copies=4),
-    Source("schema_guided_dialogue", "blank-line", 0.5, "CC BY-SA 4.0, Google"),
-    Source("common_voice_sentences", "line", 0.5, "CC0, Mozilla", copies=4),
-    Source("taskmaster4", "blank-line", 0.5, "CC BY 4.0, Google"),
-    Source("gutenberg", "book", 0.15, "public domain in the US"),
-    Source("threads", "thread", 0.35, "MIT, written for this project", copies=8),
+    Source(
+        "enron_spam_mail",
+        "subject",
+        informal=0.5,
+        licence="public record (Enron-Spam 2006)",
+        copies=4,
+        address="https://www2.aueb.gr/users/ion/data/enron-spam/",
+    ),
+    Source(
+        "schema_guided_dialogue",
+        "blank-line",
+        informal=0.5,
+        licence="CC BY-SA 4.0, Google",
+        address="https://github.com/google-research-datasets/dstc8-schema-guided-dialogue",
+    ),
+    Source(
+        "common_voice_sentences",
+        "line",
+        informal=0.5,
+        licence="CC0, Mozilla",
+        copies=4,
+        address="https://commonvoice.mozilla.org",
+    ),
+    Source(
+        "taskmaster4",
+        "blank-line",
+        informal=0.5,
+        licence="CC BY 4.0, Google",
+        address="https://github.com/google-research-datasets/Taskmaster",
+    ),
+    Source(
+        "gutenberg",
+        "book",
+        informal=0.15,
+        licence="public domain in the US",
+        address="https://www.gutenberg.org",
+    ),
+    Source(
+        "threads",
+        "thread",
+        informal=0.35,
+        licence="MIT, written for this project",
+        copies=8,
+    ),
 )
 STAGES: dict[str, dict[str, float]] = {
     "prose": {
@@ -65,6 +106,7 @@ STAGES: dict[str, dict[str, float]] = {
     },
 }
 """Share of each source in the tokens of a stage; the stages follow each other."""
+assert [*STAGES] == [*PRETRAINING]
 HELD_OUT = 0.01
 LONGEST = 4000  # characters of one document
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_gpt.config import MODELS
 from lora_gpt.core import tokenizer
 from lora_gpt.core.model import GPTModel, Packing
-from lora_gpt.core.pretrain.corpus import STAGES
+from lora_gpt.core.pretrain.corpus import SOURCES, STAGES
 from lora_gpt.core.pretrain.language_model import held_out_losses, read_checkpoint, stages_in
 from lora_gpt.core.weights import BUNDLED, save_base
 
@@ -107,6 +107,11 @@ def card(facts: dict[str, Any]) -> str:
             "",
             *(_stage_line(about) for about in facts["stages"].values()),
             "",
+            "To do it again: TEXTS holds each source above that has an address as NAME.txt.xz,"
+            " plain text, dialogues parted by blank lines, mails by their subject lines, sentences"
+            " and paragraphs of books on a line each. Work in a copy of the repository:"
+            " `vocabulary`, `pack` and `samples` write into `assets/`.",
+            "",
             "```",
             BEFORE,
             *(
@@ -142,6 +147,7 @@ def card(facts: dict[str, Any]) -> str:
 def _text_table(facts: dict[str, Any]) -> list[str]:
     """A line a source: licence, size, what was kept out, its share of each stage, its loss."""
     stages = facts["stages"]
+    addresses = {source.file: source.address for source in SOURCES}
     lines = [
         "| source | licence | documents | kept out | characters |"
         + "".join(f" share of {stage} |" for stage in stages)
@@ -152,8 +158,10 @@ def _text_table(facts: dict[str, Any]) -> list[str]:
         shares = "".join(
             f" {100 * stage['shares'].get(name, 0):.0f}% |" for stage in stages.values()
         )
+        address = addresses.get(name)
+        told = f"[{name}]({address})" if address else name
         lines.append(
-            f"| {name} | {about['licence']} | {about['documents']:,} | {about['dropped']:,} |"
+            f"| {told} | {about['licence']} | {about['documents']:,} | {about['dropped']:,} |"
             f" {about['characters']:,} |{shares} {facts['held_out'][name]:.3f} |"
         )
     return lines

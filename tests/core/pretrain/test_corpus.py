@@ -236,12 +236,12 @@ def test_copies_differ_in_digits_and_typing_but_not_in_length_of_numbers():
     assert {re.sub(r"\d", "0", each) for each in found} == {re.sub(r"\d", "0", text)}
 
 
+@pytest.mark.parametrize("own", [each for each in SOURCES if each.documents == "thread"])
 @pytest.mark.parametrize("data", ["bundled", pytest.param("sms-spam", marks=SMS)])
-def test_our_own_threads_hold_no_message_of_the_data_sets(data):
-    """What the filter lets through of the bundled threads: not one line is a message, exactly or
-    nearly, and most of the text is left."""
+def test_our_own_threads_hold_no_message_of_the_data_sets(data, own):
+    """What the filter lets through of the text in the repository: not one line is a message,
+    exactly or nearly, and most of the text is left."""
     kept_out = KeptOut([each.text for each in read_messages(DataConfig(data=data))])
-    own = next(source for source in SOURCES if source.documents == "thread")
     with lzma.open(OWN / f"{own.file}.txt.xz", "rt", encoding="utf-8") as file:
         threads = list(documents(own, file.read()))
     kept = [kept_out.without(thread) for thread in threads]

@@ -82,7 +82,8 @@ def test_the_card_tells_what_it_was_made_of(packed):
     for source in SOURCES:
         shares = [about["shares"].get(source.file, 0) for about in facts["stages"].values()]
         told = " | ".join(f"{100 * share:.0f}%" for share in shares)
-        start = f"| {source.file} | {source.licence} | 1,200 | 7 | 5,000,000 | {told} |"
+        name = f"[{source.file}]({source.address})" if source.address else source.file
+        start = f"| {name} | {source.licence} | 1,200 | 7 | 5,000,000 | {told} |"
         assert f"{start} {facts['held_out'][source.file]:.3f} |" in card
     for stage, about in facts["stages"].items():
         for entry in about["log"]:
