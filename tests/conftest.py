@@ -1,4 +1,4 @@
-"""What all tests share: two threads, no network, and skips that may not pass unseen in CI."""
+"""What all tests share: no network, and skips that may not pass unseen in CI."""
 
 import os
 import socket

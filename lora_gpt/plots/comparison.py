@@ -9,19 +9,23 @@ from typing import Any
 from lora_gpt.plots.style import (
     CARD,
     FILL,
-    FROZEN,
     HEAD,
+    INK,
+    LEAD,
     LORA,
     SOFT,
     Figure,
     axis,
-    end_label,
     layout,
+    led_label,
     line,
     spread,
 )
 
-METHOD_MARKS = {"lora": (FILL, "circle"), "head": (HEAD, "diamond"), "full": (FROZEN, "square")}
+METHOD_MARKS = {"lora": (FILL, "circle"), "head": (HEAD, "diamond"), "full": (INK, "square")}
+"""Colour and shape of a run. Grey is what is frozen: where all is trained, nothing is."""
+NAME_ROOM = 104
+"""Pixels for the longest name of a model."""
 SHARE_TICKS: dict[str, Any] = {
     "tickvals": [0.001, 0.01, 0.1, 1, 10, 100],
     "ticktext": ["0.001%", "0.01%", "0.1%", "1%", "10%", "100%"],
@@ -33,19 +37,21 @@ def fraction_curves(
 ) -> Figure:
     """Trained share (0 to 1) over the rank, a line for each model, both axes logarithmic.
 
-    The line of the model `marked` stands out and carries a point at `rank`.
+    The line of the model `marked` stands out and carries a point at `rank`. Lines end closer
+    together than their names can stand, so a thin line leads from each end to its name.
     """
     data, notes = [], []
     tops = [math.log10(100 * points[-1][1]) for points in curves.values()]
     low = min(math.log10(100 * points[0][1]) for points in curves.values()) - 0.2
     placed = spread(tops, 18 * (2.1 - low) / (height - 60))  # 18 pixels a label, 60 for the axis
     for (name, points), at in zip(curves.items(), placed, strict=True):
-        color, width = (FILL, 3) if name == marked else (FROZEN, 1.5)
+        color, width = (FILL, 3) if name == marked else (SOFT, 1)
         trace = line([r for r, _ in points], [100 * f for _, f in points], color, width=width)
         trace["hovertemplate"] = f"{name}, rank %{{x}}: %{{y:.2f}}%<extra></extra>"
         data.append(trace)
         tone = LORA if name == marked else SOFT
-        notes.append(end_label(math.log10(points[-1][0]), at, name, tone))
+        end = (math.log10(points[-1][0]), math.log10(100 * points[-1][1]))
+        notes.append(led_label(*end, at, name, tone))
     here = dict(curves[marked])[rank]
     point: Figure = {"type": "scatter", "mode": "markers", "x": [rank], "y": [100 * here]}
     point["marker"] = {"color": FILL, "size": 12, "line": {"color": CARD, "width": 2}}
@@ -53,7 +59,8 @@ def fraction_curves(
     ranks = [4**power for power in range(5)]
     across = axis("rank", type="log", tickvals=ranks, range=[0, math.log10(256)])
     upright = axis("trained share", type="log", range=[low, 2.1], **SHARE_TICKS)
-    framed = layout(across, upright, annotations=notes, margin={"l": 8, "r": 110, "t": 12, "b": 8})
+    margin = {"l": 8, "r": NAME_ROOM + LEAD, "t": 12, "b": 8}
+    framed = layout(across, upright, annotations=notes, margin=margin)
     return {
         "data": [*data, point],
         "layout": framed | {"hovermode": "closest"},
@@ -81,17 +88,18 @@ def measured_runs(points: Sequence[RunPoint]) -> Figure | None:
     """Test accuracy over the trained share, with the 95% interval; None without a run."""
     if not points:
         return None
-    data = []
-    for method, (color, symbol) in METHOD_MARKS.items():
-        own = [point for point in points if point.method == method]
-        if own:
-            data.append(_run_marks(own, color, symbol))
     least = min(point.low for point in points)
     bottom = max(0, 10 * math.floor(10 * least) - (0 if least < 0.9 else 5))
     shares = [math.log10(100 * point.fraction) for point in points]
     across = axis("trained share", type="log", **SHARE_TICKS)
-    across["range"] = [min(-1.0, min(shares) - 0.4), max(1.0, max(shares) + 0.6)]
+    left, right = min(-1.0, min(shares) - 0.4), max(1.0, max(shares) + 0.6)
+    across["range"] = [left, right]
     upright = axis("test accuracy", ticksuffix="%", range=[bottom, 101])
+    data = []
+    for method, (color, symbol) in METHOD_MARKS.items():
+        own = [point for point in points if point.method == method]
+        if own:
+            data.append(_run_marks(own, color, symbol, 10 ** (0.4 * left + 0.6 * right)))
     best = max(points, key=lambda point: point.accuracy)
     return {
         "data": data,
@@ -101,8 +109,12 @@ def measured_runs(points: Sequence[RunPoint]) -> Figure | None:
     }
 
 
-def _run_marks(points: Sequence[RunPoint], color: str, symbol: str) -> dict[str, Any]:
-    """The points of one method; names are shown only where few points leave room for them."""
+def _run_marks(points: Sequence[RunPoint], color: str, symbol: str, far: float) -> dict[str, Any]:
+    """The points of one method; names are shown only where few points leave room for them.
+
+    Right of `far`, in percent trained, a name stands before its point: the frame would cut it.
+    """
+    shares = [100 * point.fraction for point in points]
     told = [
         f"{escape(point.label)}<br>{point.accuracy:.1%} (95% interval {100 * point.low:.1f} to"
         f" {100 * point.high:.1f})<br>{point.fraction:.2%} trained"
@@ -111,10 +123,10 @@ def _run_marks(points: Sequence[RunPoint], color: str, symbol: str) -> dict[str,
     return {
         "type": "scatter",
         "mode": "markers+text" if len(points) <= 6 else "markers",
-        "x": [100 * point.fraction for point in points],
+        "x": shares,
         "y": [100 * point.accuracy for point in points],
         "text": [escape(point.short) for point in points],
-        "textposition": "middle right",
+        "textposition": ["middle left" if share > far else "middle right" for share in shares],
         "textfont": {"color": SOFT, "size": 12},
         "customdata": told,
         "hovertemplate": "%{customdata}<extra></extra>",
@@ -122,7 +134,7 @@ def _run_marks(points: Sequence[RunPoint], color: str, symbol: str) -> dict[str,
             "color": color,
             "symbol": [symbol + ("-open" if point.random_start else "") for point in points],
             "size": 11,
-            "line": {"width": 2},
+            "line": {"color": color, "width": 2},
         },
         "error_y": {
             "type": "data",

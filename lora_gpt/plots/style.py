@@ -1,14 +1,17 @@
 """What all charts share: axes, lines, labels at their ends; colours are CSS variables."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 Figure = dict[str, Any]
 
 INK, SOFT, LINE = "var(--ink)", "var(--soft)", "var(--line)"
-FROZEN, LORA, FILL, HEAD = "var(--frozen)", "var(--lora)", "var(--fill)", "var(--head)"
+LORA, FILL, HEAD = "var(--lora)", "var(--fill)", "var(--head)"
 SPAM, HAM, CARD = "var(--spam)", "var(--ham)", "var(--card)"
+
+LEAD = 24
+"""Pixels from the end of a line to a label that stands at another height."""
 
 
 def axis(title: str = "", **more: Any) -> dict[str, Any]:
@@ -58,14 +61,31 @@ def end_label(x: float, y: float, text: str, color: str, **more: Any) -> dict[st
     } | more
 
 
+def led_label(x: float, y: float, at: float, text: str, color: str) -> dict[str, Any]:
+    """`end_label` moved to the height `at`, with a thin line to it from its line's end at (x, y).
+
+    All three as on the axis: on a log axis give log10 of the values.
+    """
+    tail = {"axref": "pixel", "ax": LEAD, "ayref": "y", "ay": at}
+    thin = {"arrowhead": 0, "arrowwidth": 1, "arrowcolor": color, "standoff": 3, "startstandoff": 3}
+    return end_label(x, y, text, color, showarrow=True, xshift=0, **tail, **thin)
+
+
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """`positions` moved apart as little as needed, so that neighbours are at least `gap` away."""
+    """`positions` moved apart as little as needed, so that neighbours are at least `gap` away.
+
+    They keep their order, and whoever has room stays. Least squares by pooling those who are too
+    near (Best and Chakravarti, Mathematical Programming 47, 1990).
+    """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
-    placed = list(positions)
-    for before, after in pairwise(order):
-        placed[after] = max(placed[after], placed[before] + gap)
-    if order:
-        # Half of the shift goes back, so that labels stand around their lines and not above them.
-        shift = sum(placed) - sum(positions)
-        placed = [each - shift / len(placed) for each in placed]
+    crowds: list[list[float]] = []  # each stands together, a gap apart, around its own middle
+    for place, index in enumerate(order):
+        crowd = [positions[index] - place * gap]
+        while crowds and fmean(crowds[-1]) > fmean(crowd):
+            crowd = crowds.pop() + crowd
+        crowds.append(crowd)
+    middles = [fmean(crowd) for crowd in crowds for _ in crowd]
+    placed = [0.0] * len(positions)
+    for place, index in enumerate(order):
+        placed[index] = middles[place] + place * gap
     return placed

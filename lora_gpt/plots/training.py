@@ -24,7 +24,7 @@ from lora_gpt.plots.style import (
 Curve = tuple[Sequence[float], Sequence[float]]
 """x and y of a line."""
 
-LABEL_ROOM = 112
+LABEL_ROOM = 124
 """Pixels to the right of a chart for the labels at the ends of its lines."""
 
 
@@ -36,7 +36,8 @@ def loss_curve(
     epochs: Sequence[int] = (),
     beside: tuple[str, Curve] | None = None,
 ) -> Figure:
-    """Loss in nats over the steps of a run: training solid, smoothed as `calm`, validation dashed.
+    """Loss in nats over the steps of a run: each batch's solid, smoothed as `calm`, validation
+    dashed.
 
     With a smoothed line the bare one stays behind it, faint, so that no spike is hidden. `beside`
     is the name and the curve of another run, dotted and grey.
@@ -44,7 +45,8 @@ def loss_curve(
     told = calm if calm[0] else training
     traces: list[dict[str, Any]] = [line(*training, f"{FILL} / 0.35", width=1)] if calm[0] else []
     traces += [line(*told, FILL), line(*validation, HEAD, dash=True)]
-    ends = [("training", told, LORA, ".3f"), ("validation", validation, HEAD, ".3f")]
+    now = "smoothed" if calm[0] else "last batch"
+    ends = [(now, told, LORA, ".3f"), ("validation", validation, HEAD, ".3f")]
     if beside is not None:
         traces.append(_other(beside[1]))
         ends.append((*beside, SOFT, ".3f"))
@@ -65,7 +67,7 @@ def accuracy_curve(
     """Accuracy in percent over the steps; `test` is the accuracy at the end and its interval,
     `beside` the name and the curve of another run."""
     traces = [line(*training, FILL), line(*validation, HEAD, dash=True)]
-    ends = [("training", training, LORA, ".1f"), ("validation", validation, HEAD, ".1f")]
+    ends = [("epoch so far", training, LORA, ".1f"), ("validation", validation, HEAD, ".1f")]
     if beside is not None:
         traces.append(_other(beside[1]))
         ends.append((*beside, SOFT, ".1f"))

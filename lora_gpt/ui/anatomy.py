@@ -83,12 +83,15 @@ def anatomy_html(node: "Node", arithmetic: str, scale: float) -> str:
         for name, shape in node.shapes
     )
     table = (
-        '<table class="plain"><tr><th>parameter</th><th class="n">shape</th>'
-        f'<th class="n">numbers</th></tr>{shapes}</table>'
+        '<table class="plain"><tr><th scope="col">parameter</th>'
+        '<th scope="col" class="n">shape</th>'
+        f'<th scope="col" class="n">numbers</th></tr>{shapes}</table>'
         if shapes
         else ""
     )
-    times = f" In each of {node.repeat} blocks." if node.repeat > 1 else ""
+    times = ""
+    if node.repeat > 1:
+        times = f" It stands for {node.repeat} blocks of this shape; the counts are those of one."
     return (
         f'<h3>{path}</h3><div class="anatomy"><div><p class="what"><b>{escape(node.type)}</b> {tag}'
         f'</p><p>{escape(words)}{times}</p><p class="mono formula">{escape(formula)}</p></div>'

@@ -22,8 +22,9 @@ LARGEST_UPLOAD = "20mb"
 UPLOADS_CHECKED, UPLOADS_KEPT = 3600, 24 * 3600  # seconds
 
 HEADER = """<h1>What does <b>LoRA</b> do to GPT-2?</h1>
-<p class="sub">Inject it, train it, take it apart. Every number on this page is computed from the
-model in front of you.</p>"""
+<p class="sub">LoRA, low-rank adaptation, freezes a pretrained model and trains two small matrices
+beside each of its weights. Here it learns to tell spam, messages that nobody asked for, from ham,
+all others.</p>"""
 LEGEND = """<p class="key"><span><i class="f"></i>frozen</span>
 <span><i class="l"></i>LoRA, trained</span><span><i class="h"></i>new head, trained</span></p>"""
 

@@ -14,13 +14,14 @@ import plotly
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
-TEMPLATE = """<figure class="chart" role="img" aria-label="{label}">
+TEMPLATE = """<figure class="chart" role="img" aria-label="{label}. {empty}"
+ data-label="{label}">
 <div class="plot" style="height:{height}px" hidden></div>
 <p class="empty" style="min-height:{height}px">{empty}</p></figure>"""
 
 SCRIPT = r"""
 const figure = element.querySelector('.chart'), plot = element.querySelector('.plot');
-const empty = element.querySelector('.empty'), label = figure.getAttribute('aria-label');
+const empty = element.querySelector('.empty'), label = figure.dataset.label;
 const NAMED = /^var\((--[\w-]+)\)(?:\s*\/\s*([\d.]+))?$/;
 const colour = (text) => text.replace(NAMED, (_, name, alpha) => {
   const found = getComputedStyle(figure).getPropertyValue(name).trim();
@@ -38,7 +39,8 @@ let width = 0;
 const draw = () => {
   const value = props.value, drawn = Boolean(value && value.data && window.Plotly);
   plot.hidden = !drawn; empty.hidden = drawn;
-  figure.setAttribute('aria-label', (value && value.description) || label);
+  figure.setAttribute('aria-label', drawn ? value.description || label
+    : `${label}. ${empty.textContent}`);
   if (!drawn || !figure.clientWidth) return;
   width = figure.clientWidth;
   const fresh = resolved(JSON.parse(JSON.stringify(value)));
@@ -60,7 +62,8 @@ def chart(
 ) -> gr.HTML:
     """A chart whose value is a figure dict of `plots`, or None for the sentence `empty`.
 
-    `label` tells screen readers what is drawn, unless the figure has a `description` of its own.
+    `label` tells screen readers what is drawn, unless the figure has a `description` of its own;
+    where nothing is drawn they hear `empty` after it.
     """
     gr.set_static_paths([PLOTLY_JS])
     return gr.HTML(

@@ -14,21 +14,23 @@ from lora_gpt.ui.chart import chart
 from lora_gpt.ui.classify_many import build_many
 from lora_gpt.ui.classify_one import (
     FIRST_MESSAGE,
+    UNASKED,
     Asked,
     Stage,
     answer,
     at_strength,
+    cleared,
     draw,
     explain,
     stage,
+    unexplained,
 )
 from lora_gpt.ui.classify_runs import NO_RUN, choices, preferred
 from lora_gpt.ui.errors import guard
 from lora_gpt.ui.session import PRIVATE, REDRAW, TICK, Session
 
 # A click while the model is still busy with the last message counts: the newest wins.
-ASK: dict[str, Any] = PRIVATE | {"show_progress": "hidden", "trigger_mode": "always_last"}
-NO_RUN_HTML = f"<p class='empty'>{NO_RUN}</p>"
+ASK: dict[str, Any] = PRIVATE | {"show_progress": "minimal", "trigger_mode": "always_last"}
 
 
 def build_tab(service: Service, session: Session) -> None:
@@ -79,7 +81,6 @@ def take(event: gr.EventData) -> str:
 def _wire(service: Service, on: Stage, question: Question, triggers: list[Any]) -> None:
     """Whatever asks a question, and the slider below the answer."""
 
-    @guard
     def ask(run_id: str | None, text: str) -> dict[Any, Any]:
         return answer(service, on, run_id, text)
 
@@ -88,28 +89,31 @@ def _wire(service: Service, on: Stage, question: Question, triggers: list[Any]) 
         return at_strength(service, on, asked, strength)
 
     for trigger in triggers:
-        _explained(service, on, trigger(ask, [*question], on.components(), **ASK))
+        asked = trigger(ask, [*question], on.components(), show_progress_on=on.stale(), **ASK)
+        _explained(service, on, asked)
     on.strength.input(louder, [on.asked, on.strength], on.components(), **REDRAW)
 
 
 def _begin(service: Service, on: Stage, question: Question, trigger: Any) -> Any:
     """The tab is opened or another classifier chosen: its last event."""
 
-    @guard
     def begin(run_id: str | None, text: str, asked: Asked | None) -> dict[Any, Any]:
         if not run_id:
-            return {on.verdict: NO_RUN_HTML}
-        if not text.strip() or (asked and asked.run == run_id):
+            return cleared(on, NO_RUN)
+        if asked and asked.run == run_id:
             return {on.asked: asked}
+        if not text.strip():
+            return cleared(on, UNASKED)
         return answer(service, on, run_id, text)
 
-    return _explained(service, on, trigger(begin, [*question, on.asked], on.components(), **ASK))
+    looked = [*question, on.asked]
+    begun = trigger(begin, looked, on.components(), show_progress_on=on.stale(), **ASK)
+    return _explained(service, on, begun)
 
 
 def _explained(service: Service, on: Stage, answered: Any) -> Any:
     """After an answer its words and its curve: the last event."""
 
-    @guard
     def words(asked: Asked | None) -> Any:
         return explain(service, asked)
 
@@ -118,6 +122,7 @@ def _explained(service: Service, on: Stage, answered: Any) -> Any:
         return draw(service, asked)
 
     explained = answered.success(words, on.asked, on.words, **REDRAW)
+    explained.failure(unexplained, on.asked, on.words, **REDRAW)
     return explained.then(curve, on.asked, [on.asked, on.curve], **REDRAW)
 
 

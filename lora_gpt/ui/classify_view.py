@@ -16,8 +16,12 @@ LEAST_WEIGHT = 0.005
 """Words that move the probability by less than half a percentage point are not tinted."""
 STRONGEST_TINT = 50
 """Percent of colour behind the word that moves the most; more would be hard to read."""
+FULL_TINT = 0.25
+"""How far a word must move the probability for the full colour, where none moves it further."""
 MOST_BARS = 32
 """Singular values that are drawn for one layer."""
+MOST_TOLD = 60
+"""Characters of a message that are read out before its verdict."""
 
 EXAMPLES: tuple[tuple[bool, str], ...] = (
     (True, "FINAL NOTICE: your parcel is on hold. Pay $1.99 today at post-redeliver.info"),
@@ -74,18 +78,33 @@ def verdict_html(after: Verdict, before: Verdict, strength: float = 1.0) -> str:
     if after.truncated:
         cut = "The message is longer than the model reads; its end was left out."
         note = f"<p class='sub small'>{cut}</p>"
-    how = "" if strength == 1 else f" at strength {strength:g}"
+    how = _at(strength)
+    name = how.strip() or "after training"
     return (
         "<div class='answer'>"
         f"<p class='verdict {after.label}'>{after.label}"
         f" <span>{percent(after.p_spam)} probability of spam{how}</span></p>"
         "<div class='meters'>"
-        + _meter("after training", after.p_spam, after.label)
+        + _meter(name, after.p_spam, after.label)
         + _meter("before training", before.p_spam, "frozen")
         + "</div>"
         "<p class='sub small'>Before training the same model stands under a new head that has"
         f" learned nothing yet. The line marks 50%.</p>{note}</div>"
     )
+
+
+def told_html(verdict: Verdict, strength: float = 1.0) -> str:
+    """The verdict in one sentence for screen readers.
+
+    It names the message: two messages with one verdict must not read as if nothing had changed.
+    """
+    start = verdict.text if len(verdict.text) <= MOST_TOLD else f"{verdict.text[:MOST_TOLD]} …"
+    said = f"{verdict.label}, {percent(verdict.p_spam)} probability of spam{_at(strength)}"
+    return f"“{escape(start)}”: {said}."
+
+
+def _at(strength: float) -> str:
+    return "" if strength == 1 else f" at strength {strength:g}"
 
 
 def _meter(name: str, p_spam: float, kind: str) -> str:
@@ -108,51 +127,73 @@ def without_sentence(word: Word, whole: float) -> str:
 
 def pending_html(text: str) -> str:
     """The words of a message while the model is asked about them."""
-    return (
-        f"<div class='spoken'><p class='words'>{escape(text)}</p>"
-        "<p class='says'>Asking the model without each word …</p></div>"
+    return _untried_html(text, "Asking the model without each word …")
+
+
+def unexplained_html(text: str, why: str = "") -> str:
+    """The words of a message where the model was asked about them and gave no answer.
+
+    `why` is HTML, escaped by whoever knows it.
+    """
+    reason = f" ({why})" if why else ""
+    return _untried_html(
+        text,
+        "What each word does is not known: the model was asked without each, and did not"
+        f" answer{reason}. Press Classify to ask again.",
     )
 
 
-def words_html(words: Sequence[Word], total: int) -> str:
+def _untried_html(text: str, says: str) -> str:
+    return (
+        f"<div class='spoken'><p class='words'>{escape(text)}</p><p class='says'>{says}</p></div>"
+    )
+
+
+def words_html(words: Sequence[Word], total: int, lora: bool = True) -> str:
     """The words of a message, each tinted by how far p_spam moves without it.
 
     `total` is how many words the message has; the later ones may not have been tried. One sentence
-    below tells of the word that the visitor points at, at first of the strongest.
+    below tells of the word that the visitor points at, at first of the strongest. Where there is a
+    `lora` to turn up and down, another says at which strength all this holds.
     """
     if not words:
         return ""
     whole = words[0].without + words[0].weight
     strongest = max(words, key=lambda word: abs(word.weight))
     most = abs(strongest.weight)
-    shown = " ".join(_word(word, whole, most, first=word is strongest) for word in words)
+    # A message that no word moves much must not look like one that hangs on a word.
+    full = max(most, FULL_TINT)
+    shown = " ".join(_word(word, whole, full, first=word is strongest) for word in words)
     if most < LEAST_WEIGHT:
         says = "No single word decides: without any one of them the verdict stays as it is."
     else:
         says = without_sentence(strongest, whole)
+    held = ", with the adapter at strength 1" if lora else ""
     rest = ""
     if total > len(words):
         rest = f" Only the first {len(words)} of {total:,} words were tried."
     return (
         "<div class='spoken'><p class='words' role='group' aria-label='Words of the message, each"
         f" with what it does; arrow keys move between them'>{shown}</p>"
-        f"<p class='says' aria-live='polite'>{escape(says)}</p>"
+        # Not live: a screen reader has just read the same sentence at the word itself.
+        f"<p class='says'>{escape(says)}</p>"
         "<p class='key'><span><i class='spam'></i>solid line: speaks for spam</span>"
         "<span><i class='ham'></i>dashed line: speaks for ham</span></p>"
-        "<p class='sub small'>Each word is left out in turn and the model asked again. Point at a"
-        f" word, or reach it with the arrow keys.{rest}</p></div>"
+        f"<p class='sub small'>Each word is left out in turn and the model asked again{held}. The"
+        f" deepest colour stands for a move of {100 * full:.0f} percentage points. Point at a word,"
+        f" or reach it with the arrow keys.{rest}</p></div>"
     )
 
 
-def tint(weight: float, most: float) -> tuple[str, int]:
-    """Class and percent of colour for a word of `weight`, where the strongest has `most`."""
+def tint(weight: float, full: float) -> tuple[str, int]:
+    """Class and percent of colour for a word of `weight`, where `full` has the full colour."""
     if abs(weight) < LEAST_WEIGHT:
         return "", 0
-    return ("spam" if weight > 0 else "ham"), max(8, round(STRONGEST_TINT * abs(weight) / most))
+    return ("spam" if weight > 0 else "ham"), max(8, round(STRONGEST_TINT * abs(weight) / full))
 
 
-def _word(word: Word, whole: float, most: float, first: bool) -> str:
-    kind, strength = tint(word.weight, most)
+def _word(word: Word, whole: float, full: float, first: bool) -> str:
+    kind, strength = tint(word.weight, full)
     says = escape(without_sentence(word, whole))
     style = f" style='--tint:{strength}%'" if kind else ""
     # One stop for the Tab key, however long the message is; the arrow keys go on from there.
@@ -179,8 +220,9 @@ def table_html(verdicts: Sequence[Verdict]) -> str:
     return (
         f"<p class='count'>{many}: {spam:,} spam, {len(verdicts) - spam:,} ham.{shown}</p>"
         "<div class='scroll tall' tabindex='0' role='region' aria-label='Verdicts'>"
-        "<table class='plain'><thead><tr><th>verdict</th><th class='n'>p(spam)</th><th>message</th>"
-        f"</tr></thead><tbody>{rows}</tbody></table></div>"
+        "<table class='plain'><thead><tr><th scope='col'>verdict</th>"
+        "<th scope='col' class='n'>p(spam)</th><th scope='col'>message</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -211,8 +253,9 @@ def updates_html(updates: Sequence[Update]) -> str:
     )
     return (
         "<div class='scroll tall' tabindex='0' role='region' aria-label='Updates of all layers'>"
-        "<table class='plain'><thead><tr><th>layer</th><th class='n'>size of A·B to W</th>"
-        "<th>singular values, largest first</th></tr></thead>"
+        "<table class='plain'><thead><tr><th scope='col'>layer</th>"
+        "<th scope='col' class='n'>size of A·B to W</th>"
+        "<th scope='col'>singular values, largest first</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 

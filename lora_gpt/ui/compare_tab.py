@@ -18,9 +18,10 @@ KNOBS = ("model", "rank", "targets")
 SHOWN = RunConfig().changed(model="gpt2")
 HEIGHT = 340
 RUNS_TITLE = """<h3>What it reached: test accuracy of finished runs</h3>
-<p class="key"><span><i class="l"></i>LoRA and head</span><span><i class="h"></i>head only</span>
-<span><i class="f"></i>all parameters</span><span>hollow: random start</span>
-<span>bars: 95% interval</span></p>"""
+<p class="key"><span><i class="l circle"></i>LoRA and head</span>
+<span><i class="h diamond"></i>head only</span><span><i class="all square"></i>all parameters</span>
+<span><i class="hollow circle"></i>hollow: random start</span><span>bars: 95% interval</span></p>"""
+"""Colours and shapes are those of `plots.comparison.METHOD_MARKS`."""
 
 
 def costs_of(service: Service, config: RunConfig) -> tuple[plots.Figure, str]:
@@ -53,7 +54,7 @@ def build_tab(service: Service, session: Session) -> None:
     with gr.Row(elem_classes="grid"):
         with gr.Column(elem_classes="controls", scale=0, min_width=270):
             knobs = [
-                control("model", SHOWN.model, info="Its line is drawn bold, its rows are tinted."),
+                control("model", SHOWN.model, info="Its line is drawn bold, its rows are marked."),
                 control("rank"),
                 control("targets"),
             ]

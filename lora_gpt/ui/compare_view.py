@@ -6,6 +6,7 @@ Pure: counts and summaries in, curves and escaped HTML out.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lora_gpt.config import METHODS, MODELS
@@ -68,30 +69,36 @@ class Cost:
 
 
 def costs_html(costs: Sequence[Cost], marked: str, rank: int) -> str:
-    """The table of methods and models; the rows of the model `marked` are tinted."""
-    rows = []
-    for cost in costs:
-        first = cost.method == next(iter(METHODS))
-        name = escape(MODELS[cost.model].label) if first else ""
-        method = f"LoRA r {rank} and head" if cost.method == "lora" else METHODS[cost.method]
-        held = cost.memory
-        sizes = (held.weights, held.gradients, held.optimizer, held.total)
-        rows.append(
-            f"<tr{' class=on' if cost.model == marked else ''}><td>{name}</td><td>{method}</td>"
-            f'<td class="n">{cost.count.trainable:,}</td><td class="n">{cost.count.total:,}</td>'
-            f'<td class="n">{percent(cost.count.fraction)}</td>'
-            + "".join(f'<td class="n">{size_of(each)}</td>' for each in sizes)
-            + "</tr>"
-        )
+    """The table of methods and models; the model `marked` is bold, tinted and has a bar."""
+    bodies = []
+    for model, own in groupby(costs, key=lambda cost: cost.model):
+        rows = [_cost_cells(cost, rank) for cost in own]
+        on, current = (' class="on"', ' aria-current="true"') if model == marked else ("", "")
+        name = f'<th scope="rowgroup" rowspan="{len(rows)}"{current}>{MODELS[model].label}</th>'
+        bodies.append(f"<tbody{on}><tr>{name}{'</tr><tr>'.join(rows)}</tr></tbody>")
     heads = ("trained", "all", "fraction", "weights", "gradients", "optimizer", "together")
-    titles = "".join(f'<th class="n">{each}</th>' for each in heads)
     return (
         "<h3>Parameters, and the memory that training holds from start to end</h3>"
-        '<div class="scroll"><table class="plain whole"><tr><th>model</th><th>method</th>'
-        f"{titles}</tr>{''.join(rows)}</table></div>"
+        '<div class="scroll"><table class="plain whole"><thead><tr><th scope="col">model</th>'
+        f'<th scope="col">method</th>{_titles(heads)}</tr></thead>{"".join(bodies)}</table></div>'
         '<p class="sub small">Single precision, 4 bytes a number; AdamW keeps two more numbers for'
         " each trained one. What a batch needs on its way through comes on top.</p>"
     )
+
+
+def _cost_cells(cost: Cost, rank: int) -> str:
+    """A row without its model, whose name stands beside all rows of it."""
+    method = f"LoRA r {rank} and head" if cost.method == "lora" else METHODS[cost.method]
+    count, held = cost.count, cost.memory
+    sizes = (held.weights, held.gradients, held.optimizer, held.total)
+    cells = (f"{count.trainable:,}", f"{count.total:,}", percent(count.fraction))
+    numbers = "".join(f'<td class="n">{cell}</td>' for cell in (*cells, *map(size_of, sizes)))
+    return f'<th scope="row">{method}</th>{numbers}'
+
+
+def _titles(heads: Sequence[str]) -> str:
+    """The heads of columns of numbers."""
+    return "".join(f'<th scope="col" class="n">{each}</th>' for each in heads)
 
 
 def size_of(held: int) -> str:
@@ -152,10 +159,9 @@ def runs_html(own: Sequence[RunSummary], samples: Sequence[RunSummary]) -> str:
         "linear model",
         "time",
     )
-    titles = "".join(f'<th class="n">{each}</th>' for each in heads)
     return (
-        f'<div class="scroll"><table class="plain whole"><tr><th>run</th><th></th>{titles}</tr>'
-        f"{''.join(rows)}</table></div>"
+        '<div class="scroll"><table class="plain whole"><thead><tr><th scope="col">run</th>'
+        f"<td></td>{_titles(heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="sub small">Runs whose intervals overlap may be equally good. The linear model'
         " is TF-IDF with a support vector machine on the same split.</p>"
     )
@@ -176,6 +182,6 @@ def _run_row(run: RunSummary, whose: str) -> str:
     )
     numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
     return (
-        f'<tr><td class="name">{escape(run.label)}</td>'
+        f'<tr><th scope="row" class="name">{escape(run.label)}</th>'
         f'<td><span class="tag">{whose}</span></td>{numbers}</tr>'
     )

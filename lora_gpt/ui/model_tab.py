@@ -10,8 +10,15 @@ from lora_gpt.service import Service
 from lora_gpt.ui.anatomy import anatomy_html
 from lora_gpt.ui.controls import config_from, control
 from lora_gpt.ui.errors import refused_html
-from lora_gpt.ui.model_view import linear_of, picture_html, scale_html, stages_html, stats_html
-from lora_gpt.ui.session import REDRAW, Session
+from lora_gpt.ui.model_view import (
+    linear_of,
+    picture_html,
+    said_html,
+    scale_html,
+    stages_html,
+    stats_html,
+)
+from lora_gpt.ui.session import REDRAW, Session, spoken
 from lora_gpt.ui.tree import tree_html, tree_view
 
 KNOBS = ("model", "rank", "alpha", "targets", "rank_stabilised")
@@ -25,6 +32,8 @@ class Stage:
 
     scale: str
     stats: str
+    said: str
+    """The numbers of `stats` in a sentence that is read out when it changes."""
     trees: str
     picture: str
     module: str
@@ -49,7 +58,8 @@ def stage_of(
     node = paths[chosen]
     return Stage(
         scale=scale_html(lora),
-        stats=stats_html(after),
+        stats=stats_html(after, before),
+        said=said_html(after),
         trees=tree_html(before, after),
         picture=picture_html(linear_of(after, chosen), lora.scale),
         module=anatomy_html(node, service.arithmetic(node), lora.scale),
@@ -74,13 +84,14 @@ def build_tab(service: Service, session: Session) -> None:
             )
         with gr.Column(elem_classes="stage", min_width=320):
             stats = gr.HTML(first.stats, elem_id="model-stats")
+            said = spoken("model-said", first.said)
             trees = tree_view(first.trees, FIRST)
             module = gr.HTML(first.module, elem_classes="card module", elem_id="module")
             picture = gr.HTML(first.picture, elem_classes="card", elem_id="picture")
             stages = gr.HTML(first.stages, elem_classes="card")
             before, after = _printed(first)
 
-    outputs = [scale, stats, trees, picture, module, stages, before, after]
+    outputs = [scale, stats, said, trees, picture, module, stages, before, after]
     inputs = [*knobs, head, chosen]
 
     def redraw(*values: Any) -> list[Any]:

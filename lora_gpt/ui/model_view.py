@@ -73,11 +73,11 @@ def _places(share: float) -> int:
     return max(2, 1 - math.floor(math.log10(100 * share))) if share else 0
 
 
-def stats_html(root: "Node") -> str:
-    """The three numbers, the bar, and in a sentence what injection has changed."""
+def stats_html(root: "Node", base: "Node") -> str:
+    """The three numbers, the bar, and in a sentence what has changed since the tree of `base`."""
     found = shares(root)
     share = found.trained / found.total
-    new = f", and {found.head:,} are the new head" if found.head else ""
+    head = _head_sentence(found.head, base) if found.head else ""
     widths = [("l", found.lora, 4), ("h", found.head, 2)]
     segments = "".join(
         f'<i class="{kind}" style="width:{100 * count / found.total:.3f}%;min-width:{least}px"></i>'
@@ -90,23 +90,46 @@ def stats_html(root: "Node") -> str:
 <div class="stat"><small>fraction</small><strong>{percent(share)}</strong></div></div>
 <div class="bar" role="img" aria-label="{percent(share)} of all parameters are trained">{segments}
 </div><p class="sub small">{found.replaced} linear layers were replaced: each keeps its W, frozen,
-and gets A and B beside it. {found.lora:,} numbers are LoRA{new}. What is learned takes
+and gets A and B beside it. {found.lora:,} numbers are LoRA. {head}What is learned takes
 {megabytes(found.trained)} to keep, the whole model {megabytes(found.total)}.</p>"""
 
 
+def _head_sentence(new: int, base: "Node") -> str:
+    """Why a model that was given something can be smaller than it was."""
+    old = next(node.parameters for node in base.walk() if node.path == "out_head")
+    return f"The output head's {old:,} numbers are gone, {new:,} new ones stand in their place. "
+
+
+def said_html(root: "Node") -> str:
+    """The three numbers in a sentence, for screen readers."""
+    found = shares(root)
+    return (
+        f"{found.trained:,} of {found.total:,} parameters are trained,"
+        f" {percent(found.trained / found.total)}."
+    )
+
+
 def stages_html(counts: "Sequence[StageCount]", shown: str) -> str:
-    """The table of the stages; the row of the stage that is shown is marked."""
+    """The table of the stages; the row of the stage that is shown is marked in words, too."""
     rows = "".join(
-        f"<tr{' class=on' if count.stage == shown else ''}><td>{STAGES[count.stage]}</td>"
+        f"{_stage_start(count.stage, count.stage == shown)}"
         f'<td class="n">{count.trainable:,}</td><td class="n">{count.total:,}</td>'
         f'<td class="n">{percent(count.fraction)}</td></tr>'
         for count in counts
     )
     return (
-        '<h3>Step by step</h3><div class="scroll"><table class="plain"><tr><th>stage</th>'
-        '<th class="n">trainable</th><th class="n">all</th><th class="n">fraction</th></tr>'
-        f"{rows}</table></div>"
+        '<h3>Step by step</h3><div class="scroll"><table class="plain"><thead><tr>'
+        '<th scope="col">stage</th><th scope="col" class="n">trainable</th>'
+        '<th scope="col" class="n">all</th><th scope="col" class="n">fraction</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _stage_start(stage: str, shown: bool) -> str:
+    if not shown:
+        return f"<tr><td>{STAGES[stage]}</td>"
+    name = f'<b>{STAGES[stage]}</b> <span class="tag">shown here</span>'
+    return f'<tr class="on" aria-current="true"><td>{name}</td>'
 
 
 def scale_html(lora: LoRAConfig) -> str:
@@ -148,8 +171,11 @@ def picture_html(node: "Node", scale: float) -> str:
     kind = "new" if linear.kind == "head" else "base"
     boxes = [_box("W", inputs, outputs, pixels, kind, f"{linear.parameters:,} {state}")]
     told = f"W is {inputs:,} by {outputs:,} and {state}."
+    turned = ""
+    if inputs != outputs:
+        turned = f" PyTorch stores W turned, out × in: {outputs:,} × {inputs:,}."
     if lora is None:
-        total = '<p class="sub small">No LoRA stands beside this layer.</p>'
+        total = f'<p class="sub small">No LoRA stands beside this layer.{turned}</p>'
         return _picture(node, boxes, told, total)
     (_, (_, rank)), _ = lora.shapes
     boxes += [
@@ -164,7 +190,7 @@ def picture_html(node: "Node", scale: float) -> str:
     total = (
         f'<p class="mono sum">{rank} × ({inputs:,} + {outputs:,}) = {lora.parameters:,}</p>'
         f'<p class="sub small">That is {percent(share)} of the {inputs * outputs:,} numbers of'
-        f" the matrix that they change.{thin}</p>"
+        f" the matrix that they change.{thin}{turned}</p>"
     )
     return _picture(node, boxes, told, total)
 

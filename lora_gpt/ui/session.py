@@ -15,6 +15,7 @@ TICK: dict[str, Any] = PRIVATE | {"queue": False, "show_progress": "hidden"}
 """Arguments of a tick: never queued, so that watching takes no place from a click."""
 REDRAW: dict[str, Any] = TICK | {"trigger_mode": "always_last"}
 """Arguments of a redraw that follows a slider: the last position always wins."""
+_LIVE = "element.setAttribute('role', 'status')"
 STORAGE_KEY = "lora_gpt"
 # A BrowserState is lost at every restart unless its secret stays. The secret reaches the browser
 # and protects nothing: the owner's token does, because nobody can guess it.
@@ -34,6 +35,12 @@ class Session:
     """Ticks once a second while the page is visible."""
     ready: Any
     """The load event after which `owner` is set: `session.ready.then(attach, [session.owner])`."""
+
+
+def spoken(elem_id: str, said: str = "") -> gr.HTML:
+    """A region that is not seen and is read out when its text changes: a region that came together
+    with its text would not be."""
+    return gr.HTML(said, elem_id=elem_id, elem_classes="unseen", js_on_load=_LIVE)
 
 
 def open_session(demo: gr.Blocks) -> Session:

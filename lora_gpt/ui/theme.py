@@ -47,7 +47,7 @@ COLOURS = {
     "checkbox_background_color": "var(--card)",
     "checkbox_background_color_focus": "var(--card)",
     "checkbox_background_color_hover": "var(--card)",
-    "checkbox_background_color_selected": "var(--lora)",
+    "checkbox_background_color_selected": "var(--tick)",
     "checkbox_border_color": "var(--soft)",
     "checkbox_border_color_focus": "var(--lora)",
     "checkbox_border_color_hover": "var(--lora)",
@@ -89,7 +89,7 @@ SHAPES = {  # and what has one value for both themes
     "block_border_width": "0px",
     "block_padding": "0px",
     "block_shadow": "none",
-    "block_radius": RADIUS,
+    "block_radius": "0px",  # it would cut the corners of the field inside
     "block_label_text_size": "13px",
     "block_title_text_size": "13px",
     "block_title_text_weight": "600",

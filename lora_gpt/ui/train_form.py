@@ -19,12 +19,12 @@ UPLOAD_TYPES = [".csv", ".tsv", ".txt"]
 
 WHAT = ("model", "init")
 COLUMNS = ("text_column", "label_column", "spam_label")
-LORA = ("rank", "alpha")
-TRAINING = ("targets", "method", "epochs", "batch_size", "learning_rate", "schedule")
+LORA = ("rank", "alpha", "targets")
+TRAINING = ("epochs", "batch_size", "learning_rate", "schedule")
+MORE_OF_LORA = ("rank_stabilised", "dropout")
 MORE = (
     "seed",
-    "rank_stabilised",
-    "dropout",
+    *MORE_OF_LORA,
     "balance",
     "keep_apart",
     "stratify",
@@ -57,6 +57,15 @@ class Form:
     def inputs(self) -> list[Any]:
         """What a handler needs to be given for `read`."""
         return [*self.knobs.values(), self.upload]
+
+    @property
+    def of_lora(self) -> list[Any]:
+        """What has an effect where LoRA is injected alone."""
+        return [*(self.knobs[name] for name in (*LORA, *MORE_OF_LORA)), self.scale]
+
+    def of_method(self, method: str) -> list[Any]:
+        """Show `of_lora` for the method that looks at it, and for no other."""
+        return [gr.update(visible=method == "lora") for _ in self.of_lora]
 
     def read(self, values: Sequence[Any]) -> tuple[RunConfig, Path | None]:
         """The values of `inputs` -> the run, and the uploaded file if one is meant.
@@ -102,6 +111,7 @@ def build_form() -> Form:
     with gr.Column(visible=False) as columns:
         upload = gr.File(label="Your file", file_types=list(UPLOAD_TYPES), height=120)
         knobs |= {name: control(name) for name in COLUMNS}
+    knobs["method"] = control("method")
     knobs |= {name: control(name) for name in LORA}
     scale = gr.HTML()
     knobs |= {name: control(name) for name in TRAINING}
@@ -110,7 +120,10 @@ def build_form() -> Form:
     return Form(knobs, upload, columns, scale)
 
 
-_SOURCE_HELP = "What is learnt from. A file of your own needs a column of texts and one of labels."
+_SOURCE_HELP = (
+    "What is learnt from. The bundled ones were written for this app by a language model; a file of"
+    " your own needs a column of texts and one of labels."
+)
 
 
 def _shown(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from lora_gpt.ui.chart import chart
+from lora_gpt.ui.session import spoken
 from lora_gpt.ui.train_state import Course
 
 
@@ -26,9 +27,12 @@ class Stage:
     runs: gr.Dropdown
     live: gr.Column
     progress: gr.HTML
+    said: gr.HTML
+    """The status in words that are read out; the bar beside it changes every second."""
     smoothed: gr.Checkbox
     loss: gr.HTML
     accuracy: gr.HTML
+    epochs: gr.HTML
     log: gr.Textbox
     result: gr.HTML
     files: gr.Row
@@ -42,8 +46,8 @@ class Stage:
         """Everything that changes while a run goes on."""
         return [
             *(self.course, self.stop, self.resume, self.delete, self.doubt, self.runs),
-            *(self.live, self.progress),
-            *(self.loss, self.accuracy, self.log, self.result, self.files),
+            *(self.live, self.progress, self.said),
+            *(self.loss, self.accuracy, self.epochs, self.log, self.result, self.files),
         ]
 
 
@@ -68,24 +72,37 @@ def build_stage() -> Stage:
     )
     with gr.Column(visible=False) as live:
         progress = gr.HTML(elem_id="train-progress")
+        said = spoken("train-said")
         result = gr.HTML(elem_id="train-result")
         with gr.Row(elem_classes="actions", visible=False) as files:
             adapter = gr.Button("Adapter and report (zip)", elem_id="train-adapter")
             report = gr.Button("Report (Markdown)", elem_id="train-report")
         with gr.Row(elem_classes="charts"):
             with gr.Column(min_width=300, elem_classes="card"):
-                gr.HTML("<h3>Loss, in nats a message</h3>")
+                gr.HTML(
+                    "<h3>Loss, in nats a message</h3>"
+                    "<p class='sub small'>0.69 is guessing, 0 is sure and right.</p>"
+                )
                 loss = chart("Loss over the steps", empty="The loss appears at the first step.")
             with gr.Column(min_width=300, elem_classes="card"):
-                gr.HTML("<h3>Accuracy</h3>")
-                accuracy = chart("Accuracy over the steps", empty="So does the accuracy.")
+                gr.HTML(
+                    "<h3>Accuracy</h3><p class='sub small'>Share of the messages called right.</p>"
+                )
+                accuracy = chart(
+                    "Accuracy over the steps", empty="The accuracy appears at the first step."
+                )
         smoothed = gr.Checkbox(label="Smooth the training loss")
+        epochs = gr.HTML(elem_id="train-epochs")
         log = gr.Textbox(label="Log", lines=8, max_lines=8, elem_id="train-log", interactive=False)
     with gr.Accordion("The messages", elem_classes="card"):
         preview = gr.HTML(elem_id="train-preview")
+        gr.HTML(
+            "<h3>How long the messages are</h3><p class='sub small'>Hatched: spam. Plain: ham. What"
+            " is longer than the model reads is cut, and stands in the last bar.</p>"
+        )
         lengths = chart("Lengths of the messages", 200, "The lengths appear with the messages.")
     return Stage(
         *(course, plan, start, stop, resume, delete, doubt, sure, keep, runs),
-        *(live, progress, smoothed, loss, accuracy, log),
+        *(live, progress, said, smoothed, loss, accuracy, epochs, log),
         *(result, files, adapter, report, preview, lengths),
     )

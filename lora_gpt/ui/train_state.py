@@ -40,6 +40,8 @@ class Course:
     config: RunConfig | None = None
     mine: bool = False
     """Whether the viewer started the run, and so may stop and resume it."""
+    bundled: bool = False
+    """Whether it is one of the runs that come with the app."""
     offset: int = 0
     """Where to ask for more events."""
     status: str = ""

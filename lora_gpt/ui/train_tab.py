@@ -20,7 +20,14 @@ from lora_gpt.ui.train_preview import preview_html
 from lora_gpt.ui.train_result import result_html
 from lora_gpt.ui.train_stage import Stage, build_stage
 from lora_gpt.ui.train_state import Course, log_lines
-from lora_gpt.ui.train_view import plan_html, progress_html, refusal_html, scale_html
+from lora_gpt.ui.train_view import (
+    epochs_html,
+    plan_html,
+    progress_html,
+    refusal_html,
+    scale_html,
+    status_words,
+)
 from lora_gpt.ui.train_watch import advance, attach, choices, figures
 
 QUIET = PRIVATE | {"show_progress": "hidden"}
@@ -28,9 +35,15 @@ LATEST = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 1}
 """A plan takes its time: only the last of many changes is worked out. One at a time: two changes in
 the same moment are both sent, and the answer to the first must not come last."""
 ADAPTER_ID, REPORT_ID = "train-adapter-file", "train-report-file"
-OPEN_SHARED = """() => { if (!new URL(location).searchParams.has('run')) return;
+SHOW_RUN = """() => { let tries = 30; const look = () => {
+  const run = document.querySelector('#train-progress');
+  if (run?.getBoundingClientRect().height) run.scrollIntoView({block: 'nearest'});
+  else if (tries--) setTimeout(look, 100); }; look(); }"""
+"""On a phone a run stands below the knobs, and only after a moment."""
+OPEN_SHARED = f"""() => {{ if (!new URL(location).searchParams.has('run')) return;
   [...document.querySelectorAll('button[role=tab]')]
-    .find((tab) => tab.textContent.trim() === 'Train')?.click(); }"""
+    .find((tab) => tab.textContent.trim() === 'Train')?.click();
+  ({SHOW_RUN})(); }}"""
 FORGET_SHARED = """() => { const here = new URL(location); here.searchParams.delete('run');
   history.replaceState(history.state, '', here); }"""
 
@@ -43,7 +56,7 @@ def build_tab(service: Service, session: Session) -> None:
                 [(label, name) for name, label in PRESET_LABELS.items()],
                 value="default",
                 label="Start from",
-                info="Sets the knobs below; change them as you like.",
+                info="Sets the knobs below, model and messages apart; change them as you like.",
                 filterable=False,
             )
             form = build_form()
@@ -64,10 +77,11 @@ def wire_form(
     """Knobs -> plan and preview."""
     about_data = [stage.preview, stage.lengths]
 
-    def replan(*values: Any) -> tuple[str, str]:
+    def replan(name: str, *values: Any) -> tuple[str, str]:
         try:
             config, upload = form.read(values)
-            return plan_html(service.plan(whole(config, upload)), config), scale_html(config)
+            plan, runs = service.plan(whole(config, upload)), len(compared(name, config))
+            return plan_html(plan, config, runs), scale_html(config)
         except (ValueError, OSError) as error:
             return refusal_html(complaint(error)), gr.skip()
 
@@ -83,8 +97,11 @@ def wire_form(
     start_from.input(form.preset_values, start_from, list(form.knobs.values()), **QUIET)
     source = form.knobs["data"]
     source.change(lambda name: gr.Column(visible=name == UPLOAD), source, form.columns, **TICK)
-    changes = [each.change for each in form.inputs]
-    gr.on([session.demo.load, *changes], replan, form.inputs, [stage.plan, form.scale], **LATEST)
+    method = form.knobs["method"]
+    method.change(form.of_method, method, form.of_lora, **TICK)
+    changes = [each.change for each in (start_from, *form.inputs)]
+    asked, told = [start_from, *form.inputs], [stage.plan, form.scale]
+    gr.on([session.demo.load, *changes], replan, asked, told, **LATEST)
     of_data = [form.knobs[name].change for name in DATA_KNOBS]
     triggers = [session.demo.load, form.upload.change, *of_data]
     gr.on(triggers, look_at_data, form.inputs, about_data, **LATEST)
@@ -107,8 +124,11 @@ def shown(stage: Stage, course: Course, smoothed: bool, before: Course | None) -
         fresh[stage.doubt] = gr.Row(visible=False)  # it was about another run
     if before is None or _drawn(before) != _drawn(course):
         fresh[stage.loss], fresh[stage.accuracy] = figures(course, smoothed)
+        fresh[stage.epochs] = epochs_html(course)
         fresh[stage.log] = "\n".join(log_lines(course))
         fresh[stage.result] = result_html(course)
+    if before is None or before.status != course.status:
+        fresh[stage.said] = status_words(course)
     if before is None or (before.status, before.has_adapter) != (course.status, course.has_adapter):
         may = course.mine
         fresh[stage.stop] = gr.Button("Stop", interactive=may and course.under_way)
@@ -184,6 +204,7 @@ def wire_buttons(
     stage.delete.click(lambda: gr.Row(visible=True), None, stage.doubt, **TICK)
     stage.keep.click(lambda: gr.Row(visible=False), None, stage.doubt, **TICK)
     deleted = stage.sure.click(delete, [who, smoothed, course], with_run, **QUIET)
+    started.success(None, js=SHOW_RUN, **PRIVATE)
     for event in (started, picked, deleted):
         event.success(None, js=FORGET_SHARED, **PRIVATE)
 

@@ -7,6 +7,7 @@ from html import escape
 from urllib.parse import quote
 
 from lora_gpt.config import RunConfig
+from lora_gpt.events import epochs_of
 from lora_gpt.service import Plan, RunSummary
 from lora_gpt.ui.train_state import Course
 from lora_gpt.ui.words import about_duration, about_megabytes, duration, percent
@@ -22,21 +23,24 @@ def stat(name: str, value: str, note: str = "", kind: str = "") -> str:
 # --- before the start --------------------------------------------------------------------------
 
 
-def plan_html(plan: Plan, config: RunConfig) -> str:
-    """What a run would do and cost here."""
+def plan_html(plan: Plan, config: RunConfig, runs: int = 1) -> str:
+    """What a run would do and cost here; `runs` of the same size follow each other."""
     kind = "l" if config.training.method == "lora" else "h"
     fraction = percent(plan.trainable / plan.total, 2)
     epochs = plan.steps / plan.steps_per_epoch
-    passes = f"{epochs:.2g} epochs" if epochs != 1 else "1 epoch"
+    passes = f"{round(epochs, 2):g} epochs" if epochs != 1 else "1 epoch"
+    each = " each" if runs > 1 else ""
     device = escape(plan.device + (", 16 bits" if plan.precision == "bfloat16" else ""))
     stats = [
-        stat("steps", f"{plan.steps:,}", f"{passes} of {plan.steps_per_epoch:,}"),
+        stat(f"steps{each}", f"{plan.steps:,}", f"{passes} of {plan.steps_per_epoch:,}"),
         stat("trained", f"{plan.trainable:,}", f"{fraction} of {plan.total:,}", kind),
-        stat("time, about", about_duration(plan.seconds), f"measured here, on {device}"),
+        stat("time, about", about_duration(runs * plan.seconds), f"measured here, on {device}"),
         stat("memory, about", about_megabytes(plan.memory_mb), "for the training itself"),
     ]
+    several = f"{runs} runs, one after the other: the time is that of all. " if runs > 1 else ""
     note = (
-        '<p class="sub small">Loading the weights and the measurement at the end come on top.</p>'
+        f'<p class="sub small">{several}Loading the weights and the measurement at the end come on'
+        " top.</p>"
     )
     return f'<div class="plan"><div class="stats">{"".join(stats)}</div>{note}</div>'
 
@@ -58,7 +62,7 @@ def scale_html(config: RunConfig) -> str:
 
 # --- under way -----------------------------------------------------------------------------------
 
-STATUS_KIND = {"queued": "", "running": "l", "finished": "ham", "failed": "spam"}
+STATUS_KIND = {"running": "l", "finished": "ham", "failed": "spam"}
 
 
 def progress_html(course: Course) -> str:
@@ -66,15 +70,14 @@ def progress_html(course: Course) -> str:
     if not course.run:
         return ""
     share, words = standing(course)
-    kind = STATUS_KIND.get(course.status, "h")
+    kind = STATUS_KIND.get(course.status, "")
     percents = round(100 * share)
-    fill = "l" if course.status in ("running", "queued") else "f"
     return (
         f'<div class="card progress"><p class="sub small">{escape(course.label)}</p>'
         f'<p><span class="tag {kind}">{escape(course.status)}</span> {words}</p>'
         f'<div class="bar" role="progressbar" aria-label="Training" aria-valuemin="0"'
         f' aria-valuemax="100" aria-valuenow="{percents}">'
-        f'<i class="{fill}" style="width:{100 * share:.2f}%"></i></div>'
+        f'<i class="l" style="width:{100 * share:.2f}%"></i></div>'
         f'<p class="sub small">{_sharing(course)}</p></div>'
     )
 
@@ -83,6 +86,8 @@ def _sharing(course: Course) -> str:
     address = f'<a href="?run={quote(course.run)}">'
     if course.mine:
         return f"Let others watch it: {address}link to this run</a>"
+    if course.bundled:
+        return f"This run comes with the app, trained beforehand. {address}Link to this run</a>"
     return (
         "This run was started elsewhere. You can watch it and take its files; only the browser that"
         f" started it can stop or delete it. {address}Link to this run</a>"
@@ -128,8 +133,7 @@ def _running(course: Course, share: float) -> tuple[float, str]:
         within = news.done / news.total if news.total else 0.0
         return (share if course.steps else within), f"<b>{words}</b>"
     if not course.steps:
-        first = "Looks at the validation part before the first step."
-        return share, first if course.started else "Getting ready."
+        return share, "Takes the first step." if course.started else "Getting ready."
     last = course.steps[-1]
     epochs = course.config.training.epochs if course.config else last.epoch
     steps = course.started.steps if course.started else last.step + 1
@@ -150,11 +154,56 @@ def _finished(course: Course) -> str:
     )
 
 
+# --- what was learnt, epoch by epoch ------------------------------------------------------------
+
+
+def status_words(course: Course) -> str:
+    """The run's status in a sentence that changes with it alone, for screen readers."""
+    return f"{escape(course.label)}: {escape(course.status)}." if course.run else ""
+
+
+def epochs_html(course: Course) -> str:
+    """Loss and accuracy of every epoch as a table, with what the words mean. Empty before."""
+    found = epochs_of(course.steps, course.looks)
+    if not found:
+        return ""
+    rows = []
+    for epoch in found:
+        look = epoch.validation
+        seen = (f"{look.loss:.3f}", percent(look.accuracy)) if look else ("none", "none")
+        values = (f"{epoch.mean_loss:.3f}", percent(epoch.accuracy), *seen)
+        cells = "".join(f'<td class="n">{value}</td>' for value in values)
+        rows.append(f'<tr><th scope="row">{epoch.number}</th>{cells}</tr>')
+    heads = "".join(
+        f'<th scope="col"{" class=n" if name != "epoch" else ""}>{name}</th>'
+        for name in (
+            "epoch",
+            "training loss",
+            "training accuracy",
+            "validation loss",
+            "validation accuracy",
+        )
+    )
+    end = course.finished
+    after = f" The finished model calls {percent(end.train_accuracy)} of them right." if end else ""
+    dotted = (
+        " The dotted grey line is the other run, on its validation part." if course.twin else ""
+    )
+    return (
+        '<h3>Epoch by epoch</h3><div class="scroll"><table class="plain"><thead><tr>'
+        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="sub small">Training loss is the mean over the epoch, training accuracy the share'
+        " of its messages called right: each batch is judged before it is learnt from, so both lag"
+        f" behind the model.{after} The charts show the loss of every batch and the accuracy of the"
+        f" epoch so far.{dotted}</p>"
+    )
+
+
 # --- the list of runs ----------------------------------------------------------------------------
 
 
 def run_choice(summary: RunSummary, status: str) -> str:
     """One line of the list: what it is, its status, and its test accuracy."""
     if summary.finished is not None:
-        status += f", {percent(summary.finished.test['accuracy'])}"
+        status += f", {percent(summary.finished.test['accuracy'])} in test"
     return f"{summary.label} ({status})"

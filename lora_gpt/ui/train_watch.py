@@ -6,7 +6,7 @@ Knows nothing of gradio; asks the service only for what is new.
 from dataclasses import replace
 
 from lora_gpt import plots
-from lora_gpt.service import Service, run_label
+from lora_gpt.service import SAMPLE_RUNS, Service, run_label
 from lora_gpt.ui.train_state import Course, accuracy_lines, epochs_begin, fold, loss_lines
 from lora_gpt.ui.train_view import run_choice
 
@@ -20,8 +20,13 @@ def attach(service: Service, run_id: str, owner: str) -> Course:
 
 def _unread(service: Service, run_id: str, owner: str) -> Course:
     run = service.find(run_id)
-    mine = service.owns(run_id, owner)
-    return Course(run=run.id, label=run_label(run.config), config=run.config, mine=mine)
+    return Course(
+        run=run.id,
+        label=run_label(run.config),
+        config=run.config,
+        mine=service.owns(run_id, owner),
+        bundled=run_id in SAMPLE_RUNS,
+    )
 
 
 def advance(service: Service, course: Course) -> Course:
@@ -85,5 +90,5 @@ def _curve_of(twin: Course | None, which: int) -> tuple[str, plots.Curve] | None
     _, calm, validation = loss_lines(twin, smoothed=True)
     lines = (calm, validation) if which == 0 else accuracy_lines(twin)
     told = lines[1] if lines[1].x else lines[0]
-    name = "random" if twin.config.init == "random" else "pretrained"
+    name = "random start" if twin.config.init == "random" else "pretrained"
     return name, (told.x, told.y)

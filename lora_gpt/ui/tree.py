@@ -25,6 +25,9 @@ SCRIPT = r"""
 const lines = element.querySelector('.lines'), search = element.querySelector('.search');
 const found = element.querySelector('.found');
 const open = new Set(props.open);
+// While a search is on: what it finds, what that stands in, and what was folded by hand since.
+let hits = new Set(), above = new Set();
+const hand = new Map();
 let chosen = props.chosen;
 const rows = (tree) => [...tree.querySelectorAll('.row')];
 const parents = (path) => {  // every path above this one, the root '' last
@@ -32,27 +35,34 @@ const parents = (path) => {  // every path above this one, the root '' last
   while (at) { at = at.includes('.') ? at.slice(0, at.lastIndexOf('.')) : ''; above.push(at); }
   return above;
 };
+const wanted = () => search.value.trim().toLowerCase();
+const isOpen = (path) => wanted() ? hand.get(path) ?? above.has(path) : open.has(path);
+const kept = (path) => {  // a folder shows what is found in it; where that is nothing, all
+  const [parent] = parents(path);
+  return !wanted() || hits.has(path) || above.has(path) || hand.has(parent) && !above.has(parent);
+};
+const look = () => {
+  const words = wanted();
+  hits = new Set(); above = new Set();
+  if (words) for (const row of lines.querySelectorAll('.row:not(.gap)'))
+    if (row.textContent.toLowerCase().includes(words)) hits.add(row.dataset.path);
+  for (const path of hits) for (const each of parents(path)) above.add(each);
+};
 const show = () => {
-  const wanted = search.value.trim().toLowerCase();
-  const paths = new Set(), above = new Set();
-  if (wanted) for (const row of lines.querySelectorAll('.row:not(.gap)'))
-    if (row.textContent.toLowerCase().includes(wanted)) paths.add(row.dataset.path);
-  for (const path of paths) for (const each of parents(path)) above.add(each);
+  look();
   for (const row of lines.querySelectorAll('.row')) {
     const path = row.dataset.path, gap = row.classList.contains('gap');
-    const opened = wanted ? above.has(path) : open.has(path);
-    row.hidden = wanted ? !paths.has(path) && !above.has(path)
-      : parents(path).some((each) => !open.has(each));
-    row.classList.toggle('hit', Boolean(wanted) && paths.has(path) && !gap);
+    row.hidden = !kept(path) || !parents(path).every(isOpen);
+    row.classList.toggle('hit', hits.has(path) && !gap);
     if (gap) continue;
-    if (row.classList.contains('folder')) row.setAttribute('aria-expanded', opened);
+    if (row.classList.contains('folder')) row.setAttribute('aria-expanded', isOpen(path));
     row.classList.toggle('chosen', path === chosen);
     row.setAttribute('aria-selected', path === chosen);
     row.tabIndex = path === chosen ? 0 : -1;
   }
   for (const tree of lines.querySelectorAll('[role=tree]'))
     if (!rows(tree).some((row) => row.tabIndex === 0 && !row.hidden)) rows(tree)[0].tabIndex = 0;
-  found.textContent = !wanted ? '' : paths.size === 1 ? '1 module' : `${paths.size} modules`;
+  found.textContent = !wanted() ? '' : hits.size === 1 ? '1 module' : `${hits.size} modules`;
 };
 const draw = () => {
   const at = document.activeElement, tree = at && at.closest && at.closest('[role=tree]');
@@ -69,12 +79,14 @@ const pick = (row) => {
   trigger('pick', {module: chosen});  // Gradio takes 'path' for an uploaded file
 };
 const turn = (row, opened) => {
+  const path = row.dataset.path;
   if (!row.classList.contains('folder')) return;
-  opened ? open.add(row.dataset.path) : open.delete(row.dataset.path); show();
+  if (wanted()) hand.set(path, opened); else opened ? open.add(path) : open.delete(path);
+  show();
 };
 lines.addEventListener('click', (event) => {
   const row = event.target.closest('.row:not(.gap)'); if (!row) return;
-  const opened = open.has(row.dataset.path);
+  const opened = isOpen(row.dataset.path);
   if (event.target.closest('.fold')) { turn(row, !opened); row.focus(); return; }
   if (!opened) turn(row, true);
   pick(row);
@@ -84,7 +96,7 @@ lines.addEventListener('keydown', (event) => {
   const shown = rows(row.closest('[role=tree]'))
     .filter((each) => !each.hidden && !each.classList.contains('gap'));
   const at = shown.indexOf(row), folder = row.classList.contains('folder');
-  const opened = folder && open.has(row.dataset.path);
+  const opened = folder && isOpen(row.dataset.path);
   const go = (to) => { if (to) { row.tabIndex = -1; to.tabIndex = 0; to.focus(); } };
   const keys = {
     ArrowDown: () => go(shown[at + 1]), ArrowUp: () => go(shown[at - 1]),
@@ -107,7 +119,7 @@ lines.addEventListener('mouseover', (event) => {
 lines.addEventListener('mouseleave', () => {
   for (const each of lines.querySelectorAll('.twin')) each.classList.remove('twin');
 });
-search.addEventListener('input', show);
+search.addEventListener('input', () => { hand.clear(); show(); });
 watch('value', draw); draw();
 """
 
@@ -188,8 +200,10 @@ def badges(node: "Node", before: "Node | None") -> str:
     """What is told beside the name. `before` is None on the side before injection."""
     told = []
     if node.repeat > 1:
-        title = f"{node.repeat} blocks of this shape; the counts are those of one"
-        told.append(f'<span class="tag" title="{title}">× {node.repeat}</span>')
+        # Read out as part of the line; the card of the module says it for all to see.
+        meant = f"{node.repeat} blocks of this shape; the counts are those of one"
+        said = f'role="img" aria-label="{meant}" title="{meant}"'
+        told.append(f'<span class="tag" {said}>× {node.repeat}</span>')
     if before is None and node.change == "unchanged" and node.kind != "frozen":
         return "".join(told)
     if node.kind == "head":

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import threading
 import urllib.request
 
 import pytest
@@ -84,6 +85,53 @@ def test_strength(app, classify):
     [verdict] = app.service.classify("sample", [PAY], 0.0)
     shown = page.locator("#verdict .verdict")
     expect(shown).to_contain_text(f"{percent(verdict.p_spam)} probability of spam at strength 0")
+    expect(page.locator("#verdict").get_by_label("at strength 0:")).to_be_visible()
+    expect(page.locator("#verdict").get_by_label("after training")).to_have_count(0)
+    expect(page.locator("#words")).to_contain_text("with the adapter at strength 1")
+
+
+def test_the_message_before_is_dimmed_while_the_model_works(app, classify, monkeypatch):
+    """What is on show must not be taken for the answer to the message that was just sent."""
+    page, answer, may = classify(), app.service.classify, threading.Event()
+
+    def slow(*asked):
+        assert may.wait(30)
+        return answer(*asked)
+
+    monkeypatch.setattr(app.service, "classify", slow)
+    page.locator("button.example", has_text=EXAMPLES[-1][1]).click()
+    try:
+        for part in ("#verdict", "#words", "#strength"):
+            expect(page.locator(f"{part} .pending")).to_be_visible()
+    finally:
+        may.set()
+    answered(page, EXAMPLES[-1][1])
+    expect(page.locator(".pending")).to_have_count(0)
+
+
+def test_words_that_are_not_answered(app, classify, monkeypatch):
+    """Where explaining fails a sentence says so, and the verdict and the curve are there."""
+    page, text = classify(), EXAMPLES[-1][1]
+
+    def fail(*asked):
+        raise ValueError("no words today")
+
+    monkeypatch.setattr(app.service, "attributions", fail)
+    page.locator("button.example", has_text=text).click()
+    expect(page.locator("#words .says")).to_contain_text("did not answer (no words today)")
+    expect(page.locator("#words .words")).to_have_text(text)
+    expect(page.locator("#strength .plot")).to_be_visible()
+
+
+def test_the_verdict_is_read_out(app, classify):
+    """By a region that stays while its text changes: one that is put in with it is not read."""
+    page, said = classify(), "#verdict-said [role=status]"
+    expect(page.locator(said)).to_contain_text(f"“{PAY[:20]}")
+    page.evaluate(f"document.querySelector('{said}').dataset.kept = 'yes'")
+    text = EXAMPLES[-1][1]
+    page.locator("button.example", has_text=text).click()
+    expect(page.locator(said)).to_contain_text(f"“{text[:20]}")
+    expect(page.locator(said)).to_have_attribute("data-kept", "yes")
 
 
 def test_text_is_only_text(classify):
@@ -105,7 +153,10 @@ def test_an_empty_message_is_refused(classify):
     page = classify()
     page.get_by_label("Message", exact=True).fill("  ")
     page.get_by_role("button", name="Classify", exact=True).click()
-    expect(page.get_by_text("must hold at least one message")).to_be_visible()
+    expect(page.locator("#verdict")).to_have_text("text must hold at least one message")
+    expect(page.locator("#words")).to_be_hidden()
+    page.locator("button.example").first.click()
+    answered(page, PAY)
 
 
 def test_many_messages_and_their_file(classify):
@@ -147,12 +198,27 @@ def test_another_classifier(app, classify):
     """Choosing another run answers the same message anew, and shows what that run changed."""
     page = classify()
     names = [run.id for run in app.service.sample_runs()]
-    if len(names) < 2:
-        pytest.skip("only one sample run is bundled")
+    assert len(names) == 4, "the bundled runs"
     page.get_by_label("Classifier").click()
     page.get_by_role("option").last.click()
     [verdict] = app.service.classify(names[-1], [PAY])
     expect(page.locator("#verdict .verdict")).to_contain_text(percent(verdict.p_spam))
+
+
+def test_a_classifier_without_lora(app, classify):
+    """It has no strength to set, and the page says so; the slider comes back with the next."""
+    page, methods = classify(), {run.config.training.method for run in app.service.sample_runs()}
+    assert "head" in methods
+    page.get_by_label("Classifier").click()
+    page.get_by_role("option", name="head only").click()
+    expect(page.locator("#no-strength")).to_contain_text("This run trained no LoRA")
+    expect(page.locator("#strength")).to_be_hidden()
+    expect(page.locator("#words .key")).to_be_visible()
+    expect(page.locator("#words")).not_to_contain_text("strength")
+    page.get_by_label("Classifier").click()
+    page.get_by_role("option", name="LoRA").first.click()
+    answered(page, PAY)
+    expect(page.locator("#no-strength")).to_be_hidden()
 
 
 def test_updates_of_all_layers(app, classify):

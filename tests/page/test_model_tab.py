@@ -23,6 +23,18 @@ def test_the_labs_numbers_stand_on_top(visit):
     expect(row(page, QUERY, "before")).not_to_contain_text("LoRA")
 
 
+def test_the_numbers_are_read_out(visit):
+    """By a region that stays while its text changes: one that is put in with it is not read."""
+    page, said = visit("Model"), "#model-said [role=status]"
+    expect(page.locator(said)).to_have_text(
+        "1,328,642 of 125,768,450 parameters are trained, 1.06%."
+    )
+    page.evaluate(f"document.querySelector('{said}').dataset.kept = 'yes'")
+    set_rank(page, 16)
+    expect(page.locator(said)).to_contain_text("2,655,746 of ")
+    expect(page.locator(said)).to_have_attribute("data-kept", "yes")
+
+
 def test_every_knob_redraws_the_stage(visit):
     """Rank, targets, head and scale are answered at once."""
     page = visit("Model")
@@ -112,6 +124,42 @@ def test_the_search_shows_what_it_finds_and_where(visit):
     expect(row(page, f"{FF}.layers.2.lora")).to_be_hidden()
 
 
+def test_a_search_can_be_folded(visit):
+    """By click and by key alike; what was folded by hand is forgotten with the search."""
+    page = visit("Model")
+    search = page.get_by_label("Search the tree")
+    search.fill("loralayer")
+    outer, inner = row(page, FF), row(page, f"{FF}.layers")
+    found = row(page, f"{FF}.layers.2.lora")
+    outer.locator(".fold").click()
+    expect(outer).to_have_attribute("aria-expanded", "false")
+    for gone in (inner, found, row(page, f"{FF}.layers", "before")):
+        expect(gone).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    expect(outer).to_have_attribute("aria-expanded", "true")
+    expect(found).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(inner).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(inner).to_have_attribute("aria-expanded", "false")
+    expect(found).to_be_hidden()
+    search.fill("loralaye")
+    expect(found).to_be_visible()
+    search.fill("")
+    expect(inner).to_be_hidden()
+
+
+def test_a_found_folder_opens_to_all_that_is_in_it(visit):
+    page = visit("Model")
+    page.get_by_label("Search the tree").fill("feedforward")
+    expect(row(page, FF)).to_have_attribute("aria-expanded", "false")
+    row(page, FF).locator(".fold").click()
+    expect(row(page, f"{FF}.layers")).to_be_visible()
+    expect(row(page, f"{FF}.layers.2")).to_be_hidden()
+    row(page, FF).locator(".fold").click()
+    expect(row(page, f"{FF}.layers")).to_be_hidden()
+
+
 def test_the_printed_model_is_the_notebooks(visit):
     page = visit("Model")
     page.get_by_text("What print(model) writes").click()
@@ -123,5 +171,5 @@ def test_on_a_phone_only_cards_scroll_sideways(new_page, visit, width_of):
     phone = visit("Model", on=new_page(viewport={"width": 390, "height": 844}))
     expect(phone.locator("#model-stats")).to_contain_text("1,328,642")
     assert width_of(phone) == 0
-    controls, stage = phone.locator(".controls").first, phone.locator(".stage").first
-    assert abs(controls.bounding_box()["width"] - stage.bounding_box()["width"]) < 2
+    controls, card = phone.locator(".controls").first, phone.locator("#module")
+    assert abs(controls.bounding_box()["width"] - card.bounding_box()["width"]) < 2

@@ -143,6 +143,19 @@ def test_a_run_is_deleted_once_it_is_meant(visit, app, messages):
     assert visit("Train", on=page.context.new_page()).locator("#train-progress").count() == 0
 
 
+def test_a_knob_without_effect_is_not_shown(visit):
+    """Where no LoRA is injected there is nothing for a rank to do; a preset brings it back."""
+    page = visit("Train")
+    scale, rank = page.get_by_text("Scale alpha"), page.get_by_label("number input for Rank r")
+    expect(rank.locator("visible=true")).to_have_count(1)
+    choose(page, "Method", "head only")
+    expect(scale).to_be_hidden()
+    expect(rank.locator("visible=true")).to_have_count(0)
+    choose(page, "Start from", re.compile("Default"))
+    expect(scale).to_be_visible()
+    expect(rank.locator("visible=true")).to_have_count(1)
+
+
 def test_pretrained_and_random_start_are_drawn_in_one_chart(visit, app, messages):
     """One preset starts both; the second is drawn beside the first and its accuracy is told."""
     page = visit("Train")
@@ -152,13 +165,14 @@ def test_pretrained_and_random_start_are_drawn_in_one_chart(visit, app, messages
     steps = page.get_by_label("Most steps")
     steps.fill("6")
     steps.press("Enter")
-    expect(page.locator("#train-plan")).to_contain_text(re.compile(r"steps\s*6"))
+    expect(page.locator("#train-plan")).to_contain_text(re.compile(r"steps each\s*6"))
+    expect(page.locator("#train-plan")).to_contain_text("2 runs, one after the other")
     before = len(app.service.runs())
     page.locator("#train-start").click()
     result = page.locator("#train-result")
     expect(result).to_contain_text("weights that never saw a text", timeout=2 * PATIENCE)
     assert len(app.service.runs()) == before + 2
-    expect(page.get_by_role("img", name=re.compile(r"random [\d.]+ after"))).to_have_count(2)
+    expect(page.get_by_role("img", name=re.compile(r"random start [\d.]+ after"))).to_have_count(2)
 
 
 def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):
@@ -194,10 +208,14 @@ def test_the_chart_can_be_smoothed(visit, done):
     expect(lines).to_have_count(3)
 
 
-def test_a_phone_shows_the_result_before_the_knobs(visit, new_page, width_of, done):
+def test_a_phone_shows_the_plan_first_and_the_buttons_always(visit, new_page, width_of, done):
+    """The keys go the way that is seen; a run that a link leads to is scrolled to."""
     page = visit("Train", query=f"run={done}", on=new_page(viewport=PHONE))
     expect(page.locator("#train-result")).to_contain_text("linear baseline")
     expect(page.locator("#train-preview")).to_contain_text("training")
     assert width_of(page) == 0
-    start, knob = page.locator("#train-start"), page.get_by_label("Start from", exact=True)
-    assert start.bounding_box()["y"] < knob.bounding_box()["y"]
+    expect(page.locator("#train-progress")).to_be_in_viewport()
+    page.evaluate("scrollTo(0, 0)")
+    plan, knob = page.locator("#train-plan"), page.get_by_label("Start from", exact=True)
+    assert plan.bounding_box()["y"] < knob.bounding_box()["y"]
+    expect(page.locator("#train-start")).to_be_in_viewport(ratio=1)

@@ -39,9 +39,22 @@ def test_verdict_says_both():
 
 
 def test_verdict_at_strength():
-    """A verdict at another strength says so, and a message that was cut says that."""
+    """A verdict at another strength says so, at its bar too, and a message that was cut says that.
+
+    Only at strength 1 does the model stand as it was after training.
+    """
     html = view.verdict_html(Verdict(truncated=True), Verdict(), strength=0.5)
-    assert "at strength 0.5" in html and "its end was left out" in html
+    assert "probability of spam at strength 0.5</span>" in html and "its end was left out" in html
+    assert "aria-label='at strength 0.5: 98.7% probability of spam'" in html
+    assert "after training" not in html
+
+
+def test_verdict_is_told():
+    """The sentence for screen readers differs where messages differ, even with one verdict."""
+    assert view.told_html(Verdict()) == "“hello”: spam, 98.7% probability of spam."
+    assert view.told_html(Verdict(), 0.5).endswith("98.7% probability of spam at strength 0.5.")
+    long = view.told_html(Verdict(text="x" * 300))
+    assert len(long) < 120 and "x …”" in long
 
 
 @pytest.mark.parametrize(
@@ -71,6 +84,35 @@ def test_words_are_tinted_by_weight():
     assert "were tried" not in html
 
 
+def test_words_that_move_little_are_tinted_little():
+    """The full colour is that of 25 points or more, and the page says what it stands for."""
+    little = view.words_html([Word("Pay", 0.006, 0.993), Word("me", 0.0, 0.999)], total=2)
+    assert "--tint:8%" in little and "--tint:50%" not in little
+    assert "deepest colour stands for a move of 25 percentage points" in little
+    much = view.words_html([Word("Pay", 0.6, 0.3), Word("me", 0.3, 0.6)], total=2)
+    assert "--tint:50%" in much and "--tint:25%" in much
+    assert "deepest colour stands for a move of 60 percentage points" in much
+
+
+def test_words_hold_at_strength_1():
+    """The slider moves the verdict and not the words, so these name their strength."""
+    words = [Word("Pay", 0.2, 0.7)]
+    assert "with the adapter at strength 1." in view.words_html(words, total=1)
+    assert "strength" not in view.words_html(words, total=1, lora=False)
+
+
+def test_words_are_read_out_once():
+    """A screen reader reads a word's sentence at the word; below, it only stands."""
+    assert "aria-live" not in view.words_html([Word("Pay", 0.2, 0.7)], total=1)
+
+
+def test_words_without_an_answer():
+    """Where the model gave no answer the page says so, and goes on showing the message."""
+    html = view.unexplained_html("Pay now")
+    assert "Pay now" in html and "did not answer." in html and "Asking" not in html
+    assert "did not answer (too long)." in view.unexplained_html("Pay now", "too long")
+
+
 def test_words_that_decide_nothing():
     """Where no word matters alone, the page says so rather than tinting noise."""
     html = view.words_html([Word("a", 0.001, 0.9), Word("b", -0.002, 0.9)], total=400)
@@ -92,6 +134,9 @@ def test_texts_are_escaped():
     verdict, word = Verdict(text=NASTY), Word(NASTY, 0.5, 0.2)
     for html in (
         view.verdict_html(verdict, verdict),
+        view.told_html(verdict),
+        view.pending_html(NASTY),
+        view.unexplained_html(NASTY),
         view.words_html([word], total=1),
         view.table_html([verdict]),
         view.updates_html([Update(NASTY, 0.1, (1.0,))]),

@@ -10,12 +10,15 @@ from lora_gpt.ui.model_view import (
     linear_of,
     percent,
     picture_html,
+    said_html,
     scale_html,
     shares,
+    stages_html,
     stats_html,
 )
 from lora_gpt.ui.tree import paired, tree_html
 
+BASE = structure.tree("gpt2", "base")
 GPT2 = structure.tree("gpt2", "classifier")
 
 
@@ -44,11 +47,39 @@ def test_the_tree_tells_frozen_new_and_replaced_apart():
     assert "0-11 TransformerBlock × 12 +110,592" in after
 
 
+def test_what_the_tree_means_by_times_is_read_out():
+    """A title is for the mouse alone; the label is read, and the module's card says it to all."""
+    meant = "12 blocks of this shape; the counts are those of one"
+    assert f'role="img" aria-label="{meant}"' in tree_html(BASE, GPT2)
+    block = next(node for node in GPT2.walk() if node.path == "trf_blocks.0")
+    assert meant in text_of(anatomy_html(block, structure.arithmetic(block), 2.0))
+
+
 def test_the_numbers_on_top_are_the_labs():
-    said = text_of(stats_html(GPT2))
+    said = text_of(stats_html(GPT2, BASE))
     assert "trained 1,328,642 all parameters 125,768,450 fraction 1.06%" in said
     assert "72 linear layers were replaced" in said
-    assert "1,327,104 numbers are LoRA, and 1,538 are the new head" in said
+    assert "1,327,104 numbers are LoRA." in said
+
+
+def test_it_is_said_why_the_model_shrinks():
+    """Injection adds numbers; that there are fewer in the end is the head's doing."""
+    head = "The output head's 38,597,376 numbers are gone, 1,538 new ones stand in their place."
+    assert head in text_of(stats_html(GPT2, BASE))
+    assert "head" not in text_of(stats_html(structure.tree("gpt2", "lora"), BASE))
+
+
+def test_the_numbers_are_told_in_a_sentence():
+    assert said_html(GPT2) == "1,328,642 of 125,768,450 parameters are trained, 1.06%."
+
+
+def test_the_stage_that_is_shown_is_marked_in_words():
+    """Not with a tint alone; and every column says what it holds."""
+    html = stages_html(structure.counts("gpt2"), "lora")
+    assert html.count('aria-current="true"') == 1 and html.count("shown here") == 1
+    [row] = re.findall(r"<tr[^>]*aria-current.*?</tr>", html)
+    assert text_of(row).startswith("LoRA injected, base frozen shown here 1,327,104")
+    assert html.count('<th scope="col"') == html.count("<th") - html.count("<thead") == 4
 
 
 def test_without_a_head_only_lora_is_trained():
@@ -69,6 +100,16 @@ def test_matrices_are_drawn_to_scale():
     assert (a_height, b_width) == (w_height, w_width)
     assert a_width / w_width == pytest.approx(64 / 3072)
     assert b_height / w_height == pytest.approx(64 / 768)
+
+
+def test_the_drawing_says_that_the_table_has_w_turned():
+    """PyTorch's shape is out x in, the drawing's in x out; where both are one nothing is said."""
+    feed_forward = linear_of(GPT2, "trf_blocks.0.ff.layers.2")
+    said = text_of(picture_html(feed_forward, 2))
+    assert "W 3,072 × 768" in said
+    assert "PyTorch stores W turned, out × in: 768 × 3,072." in said
+    assert "PyTorch stores" not in text_of(picture_html(linear_of(GPT2, ""), 2))
+    assert "out × in: 2 × 768." in text_of(picture_html(linear_of(GPT2, "out_head"), 2))
 
 
 def test_what_is_too_thin_to_draw_is_said():

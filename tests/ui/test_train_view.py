@@ -33,7 +33,15 @@ from lora_gpt.ui.train_state import (
     smooth,
     thin,
 )
-from lora_gpt.ui.train_view import plan_html, progress_html, run_choice, scale_html, standing
+from lora_gpt.ui.train_view import (
+    epochs_html,
+    plan_html,
+    progress_html,
+    run_choice,
+    scale_html,
+    standing,
+    status_words,
+)
 from lora_gpt.ui.train_watch import figures
 from lora_gpt.ui.words import about_duration, about_megabytes, duration, percent
 
@@ -179,9 +187,34 @@ def test_charts_end_with_the_last_values_in_words():
     assert [trace["line"]["dash"] for trace in loss["data"]] == ["solid", "solid", "6px,4px"]
     words = [note["text"] for note in loss["layout"]["annotations"]]
     assert "validation 0.200" in words
+    # What stands at the end of a line is one batch, or a mean of many, and is called so.
+    assert [word.split()[0] for word in words[:1]] == ["smoothed"]
+    bare, _ = figures(seen, smoothed=False)
+    assert bare["layout"]["annotations"][0]["text"] == f"last batch {1 / 298:.3f}"
     assert "epoch 2" in words
     assert "validation 0.200 after 298 steps" in loss["description"]
     assert accuracy["data"][-1]["error_y"]["arrayminus"] == pytest.approx([97.3 - 94.8], abs=0.1)
+
+
+def test_every_epoch_stands_with_its_means():
+    """The mean of its losses, not the last one; who is measured when is said."""
+    steps = [step(n, 1.0 if n < 149 else 0.5 + (n == 297)) for n in range(298)]
+    seen = course(started(), Validation(0, 0.9, 0.5), *steps, Validation(149, 0.4, 0.8))
+    words = text_of(epochs_html(seen))
+    assert "1 1.000 75.0% 0.400 80.0%" in words
+    assert f"2 {0.5 + 1 / 149:.3f} 75.0% 0.400 80.0%" in words
+    assert "finished model" not in words and "dotted" not in words
+    words = text_of(epochs_html(replace(fold(seen, [finished()]), twin=paired().twin)))
+    assert "The finished model calls 99.0% of them right" in words and "dotted grey line" in words
+    assert "1 0.500 75.0% none none" in text_of(epochs_html(course(started(), step(0))))
+    assert epochs_html(course(started())) == ""
+
+
+def test_the_status_is_said_when_it_changes_alone():
+    """A screen reader would read a bar every second."""
+    seen = course(started(), step(0))
+    assert status_words(seen) == status_words(fold(seen, [step(1)])) == "mini, LoRA r 8: running."
+    assert status_words(Course()) == ""
 
 
 # --- the log -----------------------------------------------------------------------------------
@@ -326,6 +359,33 @@ def test_the_plan_tells_steps_share_time_and_memory():
     assert "measured here, on cpu, 16 bits" in text_of(plan_html(narrow, RunConfig()))
 
 
+def test_the_plan_of_two_runs_tells_the_time_of_both():
+    plan = Plan(266, 133, 147_970, 4_421_634, 41.0, 310.0, "cpu")
+    words = text_of(plan_html(plan, RunConfig(), 2))
+    assert "steps each 266" in words and "82 s" not in words and "1 min" in words
+    assert "2 runs, one after the other" in words and "2 runs" not in text_of(
+        plan_html(plan, RunConfig())
+    )
+
+
+def test_a_hundred_epochs_are_written_out():
+    plan = Plan(13_300, 133, 147_970, 4_421_634, 41.0, 310.0, "cpu")
+    assert "100 epochs of 133" in text_of(plan_html(plan, RunConfig()))
+
+
+def test_a_bundled_run_is_no_stranger():
+    """It was started by nobody's browser; whose run it is decides what is said of it."""
+    told = {
+        "comes with the app": Course(run="a", label="mini", bundled=True, status="finished"),
+        "started elsewhere": Course(run="a", label="mini", status="finished"),
+        "Let others watch it": Course(run="a", label="mini", mine=True, status="finished"),
+    }
+    for words, seen in told.items():
+        assert [each in text_of(progress_html(seen)) for each in told] == [
+            each == words for each in told
+        ]
+
+
 def test_the_scale_shows_its_arithmetic():
     assert "16 / 8 = 2" in text_of(scale_html(RunConfig()))
     stable = RunConfig().changed(rank=4, rank_stabilised=True)
@@ -358,7 +418,7 @@ def test_sample_messages_are_shown_as_text_and_not_at_any_length():
 
 def test_a_run_in_the_list_tells_status_and_accuracy():
     done = RunSummary("a", "mini, LoRA r 8", "finished", 0.0, RunConfig(), started(), finished())
-    assert run_choice(done, "finished") == "mini, LoRA r 8 (finished, 97.3%)"
+    assert run_choice(done, "finished") == "mini, LoRA r 8 (finished, 97.3% in test)"
 
 
 # --- words -------------------------------------------------------------------------------------
