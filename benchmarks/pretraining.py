@@ -6,7 +6,8 @@ Tasks, each over seeds, beside the linear baseline on the same splits: the labs'
 Spam Collection, one epoch; the same with three epochs at twice the learning rate; the default
 preset on it, balanced and with duplicates kept apart; the default preset on the bundled messages.
 Prints a line a seed, then the table of the README and what a training took, then one line of JSON.
-Nothing is chosen here: recipes were chosen on validation parts of other seeds.
+Nothing is chosen here: recipes were chosen on validation parts of other seeds, which split the same
+messages another way (benchmarks/README.md says what that means).
 """
 
 import argparse
