@@ -302,7 +302,7 @@ def _separated(file: str, text: str) -> list[list[str]]:
             fault = error
             continue
         if not rows:
-            raise DataError(f"{file}: must hold messages, and every row is blank")
+            raise DataError(f"{file}: must hold messages; every row of it is blank.")
         if _fit(rows) > best_fit:
             best, best_fit = rows, _fit(rows)
     if fault and not best:

@@ -210,7 +210,7 @@ def test_a_spam_label_that_is_not_there_is_refused(read):
         (table().split("ham")[0].encode(), "got 10 spam and 0 ham, too little ham"),
         (b"label,text\nspam,buy\nham,hello\n", "got 1 spam and 1 ham, too little spam"),
         (b"label,text\n", "got 0 spam and 0 ham"),
-        (b",\n,\n", "must hold messages, and every row is blank"),
+        (b",\n,\n", "must hold messages; every row of it is blank."),
     ],
 )
 def test_a_file_that_cannot_be_used_gets_a_sentence(read, content, says):

@@ -83,7 +83,7 @@ def test_encodings(tmp_path):
     [
         ("a.txt", b"", "a.txt: must hold messages, and is empty"),
         ("a.csv", b"\n \n", "a.csv: must hold messages, and is empty"),
-        ("a.csv", b",\n,\n", "a.csv: must hold messages, and every row is blank"),
+        ("a.csv", b",\n,\n", "a.csv: must hold messages; every row of it is blank."),
         ("a.csv", b"text\n", "a.csv: must hold messages, and has none"),
         ("a.csv", b"text,id\n,1\n", "a.csv: must hold messages, and has none"),
         ("a.txt", b"PK\x03\x04\0\0\0", "must be a text file"),
