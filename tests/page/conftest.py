@@ -18,7 +18,7 @@ import pytest
 
 HERE = Path(__file__).parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-PATIENCE = 20_000
+PATIENCE = 60_000
 """Milliseconds until an expectation fails: a busy machine is slow, not wrong."""
 LOOPBACK = ("127.0.0.1", "localhost")
 LOCAL = ("data", "blob", "about")
