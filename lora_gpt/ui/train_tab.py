@@ -35,11 +35,16 @@ LATEST = QUIET | {"trigger_mode": "always_last", "concurrency_limit": 1}
 """A plan takes its time: only the last of many changes is worked out. One at a time: two changes in
 the same moment are both sent, and the answer to the first must not come last."""
 ADAPTER_ID, REPORT_ID = "train-adapter-file", "train-report-file"
-SHOW_RUN = """() => { let tries = 30; const look = () => {
-  const run = document.querySelector('#train-progress');
-  if (run?.getBoundingClientRect().height) run.scrollIntoView({block: 'nearest'});
-  else if (tries--) setTimeout(look, 100); }; look(); }"""
-"""On a phone a run stands below the knobs, and only after a moment."""
+SHOW_RUN = """() => { let moved = false; const until = Date.now() + 3000;
+  for (const kind of ['wheel', 'touchmove', 'keydown', 'pointerdown'])
+    addEventListener(kind, () => { moved = true; }, {once: true});
+  const look = () => {
+    const run = document.querySelector('#train-progress'), at = run?.getBoundingClientRect();
+    if (at?.height && (at.top < 0 || at.bottom > innerHeight)) run.scrollIntoView();
+    if (!moved && Date.now() < until) setTimeout(look, 200); };
+  setTimeout(look, 100); }"""
+"""On a phone a run stands below the knobs, and what comes above it may come after it: looked for
+until it stays, or until somebody moves the page."""
 OPEN_SHARED = f"""() => {{ if (!new URL(location).searchParams.has('run')) return;
   [...document.querySelectorAll('button[role=tab]')]
     .find((tab) => tab.textContent.trim() === 'Train')?.click();

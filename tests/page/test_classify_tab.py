@@ -209,13 +209,13 @@ def test_a_classifier_without_lora(app, classify):
     """It has no strength to set, and the page says so; the slider comes back with the next."""
     page, methods = classify(), {run.config.training.method for run in app.service.sample_runs()}
     assert "head" in methods
-    page.get_by_label("Classifier").click()
+    page.get_by_label("Classifier", exact=True).click()
     page.get_by_role("option", name="head only").click()
     expect(page.locator("#no-strength")).to_contain_text("This run trained no LoRA")
     expect(page.locator("#strength")).to_be_hidden()
     expect(page.locator("#words .key")).to_be_visible()
     expect(page.locator("#words")).not_to_contain_text("strength")
-    page.get_by_label("Classifier").click()
+    page.get_by_label("Classifier", exact=True).click()
     page.get_by_role("option", name="LoRA").first.click()
     answered(page, PAY)
     expect(page.locator("#no-strength")).to_be_hidden()

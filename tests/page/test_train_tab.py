@@ -215,7 +215,8 @@ def test_a_phone_shows_the_plan_first_and_the_buttons_always(visit, new_page, wi
     expect(page.locator("#train-preview")).to_contain_text("training")
     assert width_of(page) == 0
     expect(page.locator("#train-progress")).to_be_in_viewport()
-    page.evaluate("scrollTo(0, 0)")
+    page.mouse.wheel(0, -20_000)
+    expect(page.locator("#header")).to_be_in_viewport()
     plan, knob = page.locator("#train-plan"), page.get_by_label("Start from", exact=True)
     assert plan.bounding_box()["y"] < knob.bounding_box()["y"]
     expect(page.locator("#train-start")).to_be_in_viewport(ratio=1)
