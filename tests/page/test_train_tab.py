@@ -215,6 +215,7 @@ def test_a_phone_shows_the_plan_first_and_the_buttons_always(visit, new_page, wi
     expect(page.locator("#train-preview")).to_contain_text("training")
     assert width_of(page) == 0
     expect(page.locator("#train-progress")).to_be_in_viewport()
+    page.wait_for_timeout(3500)  # so long the run is kept in view
     page.mouse.wheel(0, -20_000)
     expect(page.locator("#header")).to_be_in_viewport()
     plan, knob = page.locator("#train-plan"), page.get_by_label("Start from", exact=True)
