@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_gpt.core import tokenizer
-from lora_gpt.core.model import GPTModel, Packing
+from lora_gpt.core.model import GPTModel
+from lora_gpt.core.packing import Packing
 
 BATCH_TOKENS = 4096
 """Most tokens, pads counted, that go through the model at once."""

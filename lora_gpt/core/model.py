@@ -1,9 +1,8 @@
 """GPT-2's architecture, from the smallest part to the largest, under the labs' names.
 
 Knows the forward pass and nothing else: no weights, no LoRA, no training. Sequences of different
-lengths travel as *packed rows*: the real tokens of a batch laid end to end, (N, emb_dim). Every
-linear layer works on those rows, so no pad is ever multiplied; pads exist only inside attention,
-where `Packing` lays the rows out as a rectangle and takes them back.
+lengths travel as packed rows, the real tokens of a batch laid end to end, (N, emb_dim): see
+`packing`.
 
 Architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", 2.3.
 Shapes: B sequences, T tokens in the longest, N tokens in all, nh heads of size hs.
@@ -16,74 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_gpt.config import GPTConfig
-
-
-class Packing:
-    """Where each packed row stands in the (B, T) rectangle of its batch.
-
-    `lengths` holds the number of real tokens of each sequence, at least 1. Sequences start at
-    column 0, pads stand to the right: causal attention never looks at a pad and needs no mask.
-    N and T are rounded up to `multiple`, with filler rows behind the real ones: some libraries
-    compile a kernel for each shape that they meet, so it pays to meet few.
-    """
-
-    def __init__(self, lengths: list[int], device: torch.device | str = "cpu", multiple: int = 1):
-        if not lengths or min(lengths) < 1:
-            raise ValueError(f"lengths: every sequence needs at least one token; got {lengths}")
-        sizes = torch.tensor(lengths)
-        self.batch, self.longest = len(lengths), max(lengths)
-        self.width = _rounded(self.longest, multiple)
-        real = int(sizes.sum())
-        self.rows = _rounded(real, multiple)
-        self.filler = self.rows - real
-        ends = sizes.cumsum(0)
-        sequence = torch.repeat_interleave(torch.arange(self.batch), sizes)  # (real,)
-        positions = torch.arange(real) - (ends - sizes)[sequence]  # (real,)
-        slots = sequence * self.width + positions
-        self.is_rectangle = real == self.batch * self.width and not self.filler
-        self.last = (ends - 1).to(device)  # (B,) the row of each last real token
-        self.positions = F.pad(positions, (0, self.filler)).to(device)  # (N,)
-        # Filler reads what stands in slot 0 and is read by nobody.
-        self._read = F.pad(slots, (0, self.filler)).to(device)  # (N,)
-        self._written = slots.to(device)  # (real,)
-        columns = torch.arange(self.width) < sizes[:, None]  # (B, T)
-        self.real: Tensor | None = None if self.is_rectangle else columns[:, None, None].to(device)
-        """Which columns hold no pad, (B, 1, 1, T); None where all do."""
-
-    def pad(self, rows: Tensor) -> Tensor:
-        """(N, d) -> (B, T, d), zeros at the pads."""
-        if self.is_rectangle:
-            return rows.unflatten(0, (self.batch, self.width))
-        padded = rows.new_zeros(self.batch * self.width, rows.shape[-1])
-        real = rows[: len(self._written)]
-        return padded.index_copy(0, self._written, real).unflatten(0, (self.batch, self.width))
-
-    def unpad(self, padded: Tensor) -> Tensor:
-        """(B, T, d) -> (N, d)."""
-        flat = padded.flatten(0, 1)
-        return flat if self.is_rectangle else flat.index_select(0, self._read)
-
-
-class Rectangle(Packing):
-    """Sequences of `lengths` (B,), each padded to `width` columns; pads are multiplied as well.
-
-    What it holds follows from B, from `width` and from a tensor alone, which may lie on a GPU: so
-    one series of kernels serves every batch of its shape. Causal attention keeps pads from the real
-    tokens as ever, and nobody reads what stands at a pad.
-    """
-
-    def __init__(self, lengths: Tensor, width: int):
-        self.batch, self.width, self.longest = len(lengths), width, width
-        self.rows, self.filler, self.is_rectangle = self.batch * width, 0, True
-        columns = torch.arange(width, device=lengths.device)
-        begins = width * torch.arange(self.batch, device=lengths.device)
-        self.last = begins + lengths - 1
-        self.positions = columns.repeat(self.batch)
-        self.real = (columns < lengths[:, None])[:, None, None]
-
-
-def _rounded(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+from lora_gpt.core.attention import causal_attention, split_heads
+from lora_gpt.core.packing import Packing
 
 
 class LayerNorm(nn.Module):
@@ -121,18 +54,6 @@ class FeedForward(nn.Module):
         return self.layers(x)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(Q K^T / sqrt(hs)) V, each token seeing itself and those before; (B, nh, T, hs)."""
-    # For short sequences in bfloat16 on a CPU, PyTorch's own kernel takes three times as long.
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or dropout:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
-    batch, num_heads, width, size = query.shape
-    later = torch.full((width, width), float("-inf"), dtype=query.dtype).triu(1)
-    flat = [each.reshape(batch * num_heads, width, size) for each in (query, key, value)]
-    scores = torch.baddbmm(later, flat[0], flat[1].transpose(1, 2), alpha=size**-0.5)
-    return torch.bmm(scores.softmax(-1), flat[2]).unflatten(0, (batch, num_heads))
-
-
 class MultiHeadAttention(nn.Module):
     """Causal self-attention; query, key and value are three layers, as in the labs."""
 
@@ -153,25 +74,20 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         if last_only:
             # The last token sees all of its sequence: only pads must be kept from it.
-            query = self._heads(self.W_query(x.index_select(0, packing.last))[:, None])
-            key = self._heads(packing.pad(self.W_key(x)))
-            value = self._heads(packing.pad(self.W_value(x)))
+            one = self.W_query(x.index_select(0, packing.last))[:, None]  # (B, 1, d)
+            padded = one, packing.pad(self.W_key(x)), packing.pad(self.W_value(x))
+            query, key, value = (split_heads(each, self.num_heads) for each in padded)
             context = F.scaled_dot_product_attention(query, key, value, packing.real, dropout)
+            context = context.transpose(1, 2).flatten(1)  # (B, d)
         else:
-            together = packing.pad(self._projected(x)).chunk(3, -1)  # three of (B, T, d)
-            query, key, value = map(self._heads, together)
-            context = causal_attention(query, key, value, dropout)
-        context = context.transpose(1, 2).flatten(2)  # (B, T or 1, d)
-        return self.out_proj(context[:, 0] if last_only else packing.unpad(context))
+            context = causal_attention(self._projected(x), packing, self.num_heads, dropout)
+        return self.out_proj(context)
 
     def _projected(self, x: Tensor) -> Tensor:
         """Query, key and value side by side: (N, d) -> (N, 3d)."""
         if self.side_by_side is not None:
             return self.side_by_side(x)
         return torch.cat([self.W_query(x), self.W_key(x), self.W_value(x)], -1)
-
-    def _heads(self, padded: Tensor) -> Tensor:  # (B, T, d) -> (B, nh, T, hs)
-        return padded.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class TransformerBlock(nn.Module):

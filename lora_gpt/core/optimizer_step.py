@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_gpt.core.classify import pack
-from lora_gpt.core.model import GPTModel, Packing, Rectangle
+from lora_gpt.core.model import GPTModel
+from lora_gpt.core.packing import Packing, Rectangle
 from lora_gpt.core.recording import Recorder, Work, undone
 
 WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

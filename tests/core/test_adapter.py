@@ -22,7 +22,8 @@ from lora_gpt.core.adapter import (
 )
 from lora_gpt.core.classify import share
 from lora_gpt.core.lora import lora_layers, merge, prepare, replace_head, set_strength
-from lora_gpt.core.model import GPTModel, Packing, initialise
+from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.packing import Packing
 
 CFG = GPTConfig(97, 32, 24, 3, 2)
 TOKENS = torch.arange(12) * 7 % 97

@@ -27,7 +27,8 @@ from lora_gpt.core.lora import (
     set_strength,
     unmerge,
 )
-from lora_gpt.core.model import GPTModel, Packing, initialise
+from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.packing import Packing
 
 CFG = GPTConfig(97, 32, 24, 3, 2)
 TOKENS = torch.arange(12) * 7 % 97

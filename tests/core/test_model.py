@@ -1,4 +1,4 @@
-"""The model against the reference implementation, and the packing of rows."""
+"""The model against the reference implementation."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora_gpt.config import GPTConfig
-from lora_gpt.core.model import GPTModel, Packing, causal_attention, initialise
+from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.packing import Packing
 from lora_gpt.core.weights import read_base
 
 SIZES = [GPTConfig(211, 64, 48, 4, 3), GPTConfig(301, 64, 768, 12, 2)]
@@ -140,28 +141,6 @@ def test_the_random_start_has_the_deviations_of_gpt2():
     assert (block.norm1.scale == 1).all()
 
 
-@pytest.mark.parametrize("lengths", [[3, 1, 4], [2, 2], [1]], ids=str)
-def test_unpad_is_the_inverse_of_pad(lengths):
-    """Rows come back as they were, pads are zeros, and positions count from each start."""
-    packing, rows = Packing(lengths), torch.randn(sum(lengths), 6)
-    padded = packing.pad(rows)
-    assert padded.shape == (len(lengths), max(lengths), 6)
-    assert torch.equal(packing.unpad(padded), rows)
-    for sequence, length in enumerate(lengths):
-        assert not padded[sequence, length:].any()
-    assert packing.positions.tolist() == [i for length in lengths for i in range(length)]
-    assert [rows[i].tolist() for i in packing.last] == [
-        padded[sequence, length - 1].tolist() for sequence, length in enumerate(lengths)
-    ]
-
-
-@pytest.mark.parametrize("lengths", [[], [3, 0]], ids=str)
-def test_an_empty_sequence_is_refused(lengths):
-    """Every sequence has a last token, because that is where it is classified."""
-    with pytest.raises(ValueError, match="at least one token"):
-        Packing(lengths)
-
-
 @pytest.mark.parametrize("lengths", [[5, 7, 1], [6, 6], [9]])
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_the_last_tokens_alone_give_what_all_tokens_give(lengths, n_layers):
@@ -197,17 +176,3 @@ def test_filler_changes_nothing(lengths):
         model.zero_grad()
     for plain, rounded in zip(*found, strict=True):
         torch.testing.assert_close(plain, rounded, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("width", [1, 7, 64])
-def test_attention_in_bfloat16_is_attention(width):
-    """Our own path for short sequences against PyTorch's in float32, values and gradients."""
-    torch.manual_seed(width)
-    plain = [torch.randn(2, 3, width, 16, requires_grad=True) for _ in range(3)]
-    narrow = [each.detach().bfloat16().requires_grad_() for each in plain]
-    expected, found = causal_attention(*plain), causal_attention(*narrow)
-    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
-    expected.square().sum().backward()
-    found.float().square().sum().backward()
-    for ours, theirs in zip(narrow, plain, strict=True):
-        torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=0.1, atol=0.2)

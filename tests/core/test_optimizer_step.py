@@ -8,8 +8,9 @@ import torch
 from lora_gpt.config import GPTConfig, LoRAConfig
 from lora_gpt.core.lora import prepare
 from lora_gpt.core.machine import compute_in
-from lora_gpt.core.model import GPTModel, Packing, Rectangle, initialise
+from lora_gpt.core.model import GPTModel, initialise
 from lora_gpt.core.optimizer_step import WIDTHS, Outcome, PackedStep, RecordedStep
+from lora_gpt.core.packing import Packing, Rectangle
 
 SHAPE = GPTConfig(vocab_size=300, context_length=96, emb_dim=32, n_heads=4, n_layers=3)
 BATCHES = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [3, 6, 9, 0], [11, 1, 5, 2]] * 2

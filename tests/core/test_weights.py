@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from lora_gpt.config import MODELS, GPTConfig, ModelSpec, RunConfig
-from lora_gpt.core.model import GPTModel, Packing, initialise
+from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.packing import Packing
 from lora_gpt.core.weights import (
     BUNDLED,
     LARGEST_FILE,

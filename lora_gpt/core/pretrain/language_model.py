@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lora_gpt.config import MODELS, GPTConfig
 from lora_gpt.core import tokenizer
-from lora_gpt.core.model import GPTModel, Packing, initialise
+from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.packing import Packing
 from lora_gpt.core.pretrain.corpus import SOURCES, STAGES, read_documents
 from lora_gpt.core.recording import recorded_or_plain, undone
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lora_gpt.config import MODELS
 from lora_gpt.core import tokenizer
-from lora_gpt.core.model import GPTModel, Packing
+from lora_gpt.core.model import GPTModel
+from lora_gpt.core.packing import Packing
 from lora_gpt.core.pretrain.corpus import SOURCES, STAGES
 from lora_gpt.core.pretrain.language_model import held_out_losses, read_checkpoint, stages_in
 from lora_gpt.core.weights import BUNDLED, save_base
