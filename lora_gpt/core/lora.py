@@ -7,6 +7,7 @@ GPTModel's module paths, nothing of training or files.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -79,26 +80,58 @@ class _FusedLoRALinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, across, bias, A, B, scale):
-        ctx.of_x, ctx.of_update = x.dtype, A.dtype
-        x, A, B = x.to(weight.dtype), A.to(weight.dtype), B.to(weight.dtype)
+    def forward(ctx, x, weight, packed, bias, A, B, scale):
+        ctx.of_x, ctx.of_update, ctx.scale, ctx.packed = x.dtype, A.dtype, scale, packed
+        x, A, B = x.to(weight.dtype), A.to(weight.dtype), (scale * B).to(weight.dtype)
         narrow = x @ A  # (N, r)
-        y = F.linear(x, weight if across is None else across.T, bias)  # (N, out)
-        y.addmm_(narrow, B, alpha=scale)
         ctx.save_for_backward(x, narrow, weight, A, B)
-        ctx.scale = scale
-        return y
+        if packed is not None:
+            return packed.forth(x, bias).addmm_(narrow, B)  # (N, out)
+        update = narrow @ B if bias is None else torch.addmm(bias, narrow, B)
+        return update.addmm_(x, weight.T)
 
     @staticmethod
     def backward(ctx, gradient):
         x, narrow, weight, A, B = ctx.saved_tensors
         gradient = gradient.to(weight.dtype)
-        of_narrow = ctx.scale * (gradient @ B.T)  # (N, r)
+        of_narrow = gradient @ B.T  # (N, r)
         of_x = None
         if ctx.needs_input_grad[0]:  # not below the first LoRA
-            of_x = (gradient @ weight).addmm_(of_narrow, A.T).to(ctx.of_x)
-        of_A, of_B = x.T @ of_narrow, ctx.scale * (narrow.T @ gradient)
-        return of_x, None, None, None, of_A.to(ctx.of_update), of_B.to(ctx.of_update), None
+            of_x = gradient @ weight if ctx.packed is None else ctx.packed.back(gradient)
+            of_x = of_x.addmm_(of_narrow, A.T).to(ctx.of_x)
+        # The narrow matrix first: the other way round, the wide one would be read across.
+        of_A = (of_narrow.T @ x).T.contiguous().to(ctx.of_update)
+        of_B = (narrow.T @ gradient).to(ctx.of_update).mul_(ctx.scale)
+        return of_x, None, None, None, of_A, of_B, None
+
+
+class PackedWeight:
+    """A frozen weight W (out, in) in the layout that a processor's bfloat16 units read, once for
+    each way: in PyTorch's own layout every product would lay it out anew."""
+
+    def __init__(self, weight: Tensor):
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        self._forth, self._back = pack(weight), pack(weight.T.contiguous())
+
+    @staticmethod
+    @cache
+    def works_here() -> bool:
+        """Whether PyTorch has that layout on this machine: tried, not looked up."""
+        one = torch.eye(32, dtype=torch.bfloat16)
+        try:
+            packed = PackedWeight(one)
+            both_ways = packed.forth(one, 0 * one[0]), packed.back(one)
+            return all(torch.equal(found, one) for found in both_ways)
+        except (AttributeError, RuntimeError):
+            return False
+
+    def forth(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + b, (N, in) -> (N, out)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._forth, bias, "none", [], "")
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """gradient W, (N, out) -> (N, in)."""
+        return torch.ops.mkldnn._linear_pointwise(gradient, self._back, None, "none", [], "")
 
 
 class LinearWithLoRA(nn.Module):
@@ -110,7 +143,7 @@ class LinearWithLoRA(nn.Module):
         self.linear, self.lora = linear, lora
         self.strength = 1.0
         self._unmerged: tuple[Tensor] | None = None  # in a tuple: not one of our parameters
-        self._across: Tensor | None = None
+        self._packed: PackedWeight | None = None
 
     @property
     def merged(self) -> bool:
@@ -129,7 +162,7 @@ class LinearWithLoRA(nn.Module):
             return _FusedLoRALinear.apply(
                 x,
                 frozen.weight,
-                self._across,
+                self._packed,
                 frozen.bias,
                 lora.A,
                 lora.B,
@@ -147,10 +180,9 @@ class LinearWithLoRA(nn.Module):
         plain = x.dim() == 2 and not self.merged and not (lora.dropout and self.training)
         return frozen and fitting and plain
 
-    def keep_across(self) -> None:
-        """Keep the frozen weight as (in, out) as well, for the way forward: a processor's bfloat16
-        units read a matrix along its rows, and the way back needs the other ones."""
-        self._across = self.linear.weight.detach().T.contiguous()
+    def keep_packed(self) -> None:
+        """Keep the frozen weight in the processor's own layout as well, for products of 16 bits."""
+        self._packed = PackedWeight(self.linear.weight.detach())
 
     def update(self) -> Tensor:
         """What the weight changes by: strength * scale * (A B)^T, (out, in)."""
@@ -167,7 +199,6 @@ class LinearWithLoRA(nn.Module):
             merged = weight + self.update().to(weight)
             # A parameter of its own: other models may stand on the one before.
             self.linear.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
-            self._across = None
             self._unmerged = (weight,)
 
     @torch.no_grad()
@@ -192,13 +223,11 @@ class SideBySide:
             linear.weight.data = own
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         self.bias = torch.cat(biases) if biases else None
-        self.across: Tensor | None = None
+        self.packed: PackedWeight | None = None
 
-    def keep_across(self) -> None:
-        """As `LinearWithLoRA.keep_across`, for all of them."""
-        self.across = self.weight.T.contiguous()
-        for layer, own in zip(self.layers, self.across.chunk(len(self.layers), -1), strict=True):
-            layer._across = own
+    def keep_packed(self) -> None:
+        """As `LinearWithLoRA.keep_packed`, for all of them at once."""
+        self.packed = PackedWeight(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:  # (N, d) -> (N, 3d)
         first = self.layers[0]
@@ -208,7 +237,7 @@ class SideBySide:
         A = torch.cat([layer.lora.A for layer in self.layers], -1)  # (d, 3r)
         B = torch.block_diag(*(layer.lora.B for layer in self.layers))  # (3r, 3d)
         scale = first.strength * first.lora.scale
-        return _FusedLoRALinear.apply(x, self.weight, self.across, self.bias, A, B, scale)
+        return _FusedLoRALinear.apply(x, self.weight, self.packed, self.bias, A, B, scale)
 
 
 def lay_side_by_side(model: GPTModel) -> None:
@@ -324,6 +353,11 @@ def set_strength(model: nn.Module, strength: float) -> None:
     for _, layer in lora_layers(model):
         layer.unmerge()
         layer.strength = strength
+
+
+def is_merged(model: nn.Module) -> bool:
+    """Whether any update is in its weight now."""
+    return any(layer.merged for _, layer in lora_layers(model))
 
 
 def merge(model: nn.Module) -> None:

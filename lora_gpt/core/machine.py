@@ -16,13 +16,15 @@ from torch import nn
 
 from lora_gpt.config import BadValue, GPTConfig, LoRAConfig, RunConfig
 from lora_gpt.core.lora import (
+    PackedWeight,
     SideBySide,
     lay_side_by_side,
     lora_layers,
     mark_trainable,
     replace_linear_with_lora,
 )
-from lora_gpt.core.model import GPTModel, Packing
+from lora_gpt.core.model import GPTModel
+from lora_gpt.core.packing import Packing
 from lora_gpt.core.recording import recorded_or_plain
 
 ROWS = 32
@@ -163,13 +165,15 @@ def compute_in(model: GPTModel, precision: str) -> GPTModel:
                 module.to(torch.bfloat16)
                 module.weight.data = module.weight.data.contiguous()  # a file may lie across
     lay_side_by_side(model)
-    if model.half_precision and on_cpu:
-        for _, layer in lora_layers(model):
-            layer.keep_across()
+    if model.half_precision and on_cpu and PackedWeight.works_here():
         for block in model.trf_blocks:
             together = block.get_submodule("att").side_by_side
+            alone = {layer for _, layer in lora_layers(block)}
             if isinstance(together, SideBySide):
-                together.keep_across()  # its layers' own become views of it
+                together.keep_packed()
+                alone -= set(together.layers)
+            for layer in alone:
+                layer.keep_packed()
     return model
 
 

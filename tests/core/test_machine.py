@@ -11,13 +11,18 @@ from torch import nn
 from lora_gpt.config import MODELS, TARGETS, BadValue, GPTConfig, LoRAConfig, RunConfig
 from lora_gpt.core import machine
 from lora_gpt.core.classify import pack
-from lora_gpt.core.lora import lora_layers, prepare, set_strength
+from lora_gpt.core.lora import PackedWeight, lora_layers, prepare, set_strength
 from lora_gpt.core.machine import BlockStep, choose_precision, compute_in, keep_freed_memory
 from lora_gpt.core.model import GPTModel, initialise
 
 CPU = torch.device("cpu")
 SMALL = GPTConfig(97, 64, 64, 4, 3)
 SEQUENCES = [[5, 6, 7, 8, 9], [10, 11], [12] * 9, [13, 14, 15]]
+
+
+needs_layout = pytest.mark.skipif(
+    not PackedWeight.works_here(), reason="PyTorch has no oneDNN layout of weights here"
+)
 
 
 def classifier(precision, method="lora"):
@@ -65,7 +70,7 @@ def test_float32_changes_nothing():
 
 
 def test_merging_in_bfloat16_equals_not_merging():
-    """The second copy of a weight, kept for the way forward, must not outlive a merge."""
+    """The copies of a weight in the processor's layout are passed over while it is merged."""
     model = classifier("bfloat16").eval()
     tokens, packing = pack(SEQUENCES, CPU, model.multiple)
     before = model.last_logits(tokens, packing)
@@ -112,6 +117,57 @@ def test_side_by_side_follows_strength_and_merging():
         change(plain)
         expected = plain.last_logits(tokens, packing)
         torch.testing.assert_close(model.last_logits(tokens, packing), expected)
+
+
+@needs_layout
+@pytest.mark.parametrize("shape", [(48, 32), (96, 64), (5, 7)], ids=str)
+def test_a_packed_weight_multiplies_as_the_plain_one_does(shape):
+    """Either way, for any number of rows."""
+    weight = torch.randn(shape).bfloat16()
+    packed, bias = PackedWeight(weight), torch.randn(shape[0]).bfloat16()
+    for rows in (1, 32, 50):
+        x, gradient = (torch.randn(rows, size).bfloat16() for size in reversed(shape))
+        expected = x.float() @ weight.float().T
+        torch.testing.assert_close(packed.forth(x, None).float(), expected, rtol=0.02, atol=0.02)
+        expected = expected + bias.float()
+        torch.testing.assert_close(packed.forth(x, bias).float(), expected, rtol=0.02, atol=0.02)
+        expected = gradient.float() @ weight.float()
+        torch.testing.assert_close(packed.back(gradient).float(), expected, rtol=0.02, atol=0.02)
+
+
+@needs_layout
+def test_weights_are_packed_in_16_bits_alone():
+    """Each frozen weight once, those of query, key and value together."""
+    assert not any(layer._packed for _, layer in lora_layers(classifier("float32")))
+    model = classifier("bfloat16")
+    for path, layer in lora_layers(model):
+        assert (layer._packed is None) == any(w in path for w in ("query", "key", "value")), path
+    assert all(block.att.side_by_side.packed for block in model.trf_blocks)
+
+
+def test_a_library_that_refuses_the_layout_is_not_asked_again(monkeypatch):
+    """An older processor, another build: its fault is an answer, not a crash."""
+    for refusal in (RuntimeError("bf16 path needs the cpu support"), AttributeError("no such op")):
+        PackedWeight.works_here.cache_clear()
+
+        def refused(self, weight, refusal=refusal):
+            raise refusal
+
+        monkeypatch.setattr(PackedWeight, "__init__", refused)
+        assert not PackedWeight.works_here()
+    PackedWeight.works_here.cache_clear()
+
+
+def test_16_bits_without_that_layout(monkeypatch):
+    """The same loss and gradients where the library has no such layout."""
+    loss, gradients = learnt(classifier("bfloat16"))
+    monkeypatch.setattr(PackedWeight, "works_here", staticmethod(lambda: False))
+    model = classifier("bfloat16")
+    assert not any(layer._packed for _, layer in lora_layers(model))
+    other, others = learnt(model)
+    assert other == pytest.approx(loss, rel=0.01)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=0.1, atol=0.02)
 
 
 def step_of(**changes):
