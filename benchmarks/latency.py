@@ -6,7 +6,8 @@ FOLDER holds GPT-2 124M (model.safetensors and config.json); without it, random 
 to a temporary folder first. Every number is the median of several tries, after one that warms up:
 
 - start: from asking the service for a run to the first loss in its folder, with a warm worker;
-- one message: a verdict of the classifier, all of the page's path but the drawing;
+- one message: a verdict of the classifier, all of the page's path but the drawing, its adapter
+  beside the base and merged into it (as the page has it at full strength);
 - thousand: tokens a second of classifying 1,000 bundled messages, and their share of the rate at
   which a training batch goes forward in the same round;
 - tabs: what the Model and the Compare tab compute for GPT-2 XL when a knob moves.
@@ -34,7 +35,7 @@ from lora_gpt.config import MODELS, RunConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.classify import Classifier, logits_of, pack
 from lora_gpt.core.data import read_messages
-from lora_gpt.core.lora import prepare
+from lora_gpt.core.lora import merge, prepare, unmerge
 from lora_gpt.core.model import GPTModel, initialise
 from lora_gpt.core.weights import load_base
 from lora_gpt.events import Step
@@ -61,7 +62,7 @@ def random_gpt2(folder: Path) -> Path:
 
 
 def classifier_of(config: RunConfig) -> Classifier:
-    """Untrained: it takes as long as a trained one."""
+    """Untrained: it takes as long as a trained one. Its adapter stands beside the base."""
     loading = load_base(config)
     while True:
         try:
@@ -138,7 +139,11 @@ def main() -> None:
             classifier = classifier_of(config)
             one = texts[: options.tries * 4]
             spent = [median(lambda c=classifier, t=text: c.verdicts([t]), 3) for text in one]
-            tell(f"{name}: one message", 1000 * statistics.median(spent), "ms")
+            tell(f"{name}: one message, adapter beside", 1000 * statistics.median(spent), "ms")
+            merge(classifier.model)
+            spent = [median(lambda c=classifier, t=text: c.verdicts([t]), 3) for text in one]
+            tell(f"{name}: one message, adapter merged", 1000 * statistics.median(spent), "ms")
+            unmerge(classifier.model)
             many, training = forward_rates(classifier, texts, 1 if name == "gpt2" else 3)
             tell(f"{name}: 1,000 messages", many, "tokens/s")
             tell(f"{name}: share of the training forward's rate", many / training, "")

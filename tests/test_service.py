@@ -21,7 +21,7 @@ from lora_gpt.config import MODELS, BadValue, RunConfig
 from lora_gpt.core.adapter import AdapterError
 from lora_gpt.core.classify import Verdict
 from lora_gpt.core.data import DataError, read_messages
-from lora_gpt.core.lora import lora_layers
+from lora_gpt.core.lora import is_merged, lora_layers
 from lora_gpt.core.structure import StageCount
 from lora_gpt.events import Adapter, Finished, Started, Step, Stopped, Validation
 from lora_gpt.jobs import Jobs, JobsError
@@ -660,6 +660,22 @@ def test_limits_on_texts(house, texts, says):
                 ask(run, texts[-1] if texts else "")
 
 
+def test_verdicts_come_from_merged_weights(house, monkeypatch):
+    """At full strength, where a second copy of the weights is not too large; they say the same, and
+    the base that all runs share stays as it was."""
+    service, (run, *_) = house
+    base = service._classifiers._base(service.find(run).config)
+    weights = [parameter.clone() for parameter in base.parameters()]
+    fast, slow = service._classifiers.in_turn(service.find(run)), model_of(service, run)
+    assert is_merged(fast.model) and not is_merged(slow)
+    merged = service.classify(run, TEXTS)
+    monkeypatch.setattr(classifiers_room, "MERGED_BYTES", 1000)
+    assert not is_merged(service._classifiers.in_turn(service.find(run)).model)
+    for one, other in zip(service.classify(run, TEXTS), merged, strict=True):
+        assert one.p_spam == pytest.approx(other.p_spam, abs=1e-5)
+    assert all(map(torch.equal, weights, base.parameters()))
+
+
 def test_the_base_is_shared_by_all_runs_of_a_model(house):
     """Two runs cost one base: the same storage under both, and neither hears the other."""
     service, (first, second, head) = house
@@ -707,7 +723,7 @@ def test_what_is_kept_ready_is_bounded_by_its_bytes(house, monkeypatch):
         monkeypatch.setattr(classifiers_room, "MOST_BYTES", most)
         made = Classifiers()
         for run in runs:
-            made.in_turn(service.find(run))
+            made.in_turn(service.find(run), 0.5)
         assert [path.name for path, _ in made._made._kept] == kept
 
 
