@@ -75,9 +75,9 @@ class _ShortAttention(torch.autograd.Function):
         torch.bmm(weights.transpose(1, 2), of_context, out=of_value)
         of_weights = torch.bmm(of_context, value.transpose(1, 2))
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_scores *= size**-0.5
-        torch.bmm(of_scores, key, out=of_query)
-        torch.bmm(of_scores.transpose(1, 2), query, out=of_key)
+        scaled = {"beta": 0, "alpha": size**-0.5}
+        torch.baddbmm(of_query, of_scores, key, **scaled, out=of_query)
+        torch.baddbmm(of_key, of_scores.transpose(1, 2), query, **scaled, out=of_key)
         of_together = of_rows.index_select(0, heads.collected_thrice).view(len(gradient), -1)
         of_together[ctx.real :] = 0  # filler has read what is another row's
         return of_together, None, None, None
