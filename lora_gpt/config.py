@@ -12,6 +12,9 @@ from typing import Any, Self
 
 from lora_gpt.knobs import BadValue, Group, Knob, knob, knobs
 
+SPAM_FROM = 0.5
+"""Lowest probability that is called spam."""
+
 # --- architectures -----------------------------------------------------------------------------
 
 

@@ -359,7 +359,9 @@ def _owner(folder: Path) -> str:
 
 
 def _is_owner(kept: str, claimed: str) -> bool:
-    return kept not in NOBODY and hmac.compare_digest(kept.encode(), claimed.encode())
+    # A file that was copied in may hold half of a pair of characters, which no encoding has.
+    one, other = (name.encode(errors="surrogatepass") for name in (kept, claimed))
+    return kept not in NOBODY and hmac.compare_digest(one, other)
 
 
 # --- locks and files -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from lora_gpt import service as service_room
 from lora_gpt.__main__ import build_parser, main
 from lora_gpt.config import RunConfig
-from lora_gpt.core import tokenizer
+from lora_gpt.core import fetching, tokenizer
 from lora_gpt.events import Failed, Started, Step
 from lora_gpt.store import RunStore
 
@@ -457,7 +457,7 @@ def test_gpt2_without_a_network(few, tmp_path, monkeypatch, capsys):
         patch.setattr("tiktoken.get_encoding", unreachable)
         said = refused([*words, "--runs", str(tmp_path)], capsys)
     assert "tokenizer of gpt2 is not on this machine" in said and "TIKTOKEN_CACHE_DIR" in said
-    tokenizer._faults_of_this_minute.cache_clear()  # as a minute later
+    fetching.forget()  # as a minute later
     monkeypatch.setattr("tiktoken.get_encoding", lambda name: tokenizer.load("mini"))
     monkeypatch.setattr("lora_gpt.core.hub.try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr("lora_gpt.core.hub.hf_hub_download", _offline)

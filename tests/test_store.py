@@ -150,6 +150,14 @@ def test_nobody_is_no_owner(store):
         assert run not in store.runs(name) and run in store.runs()
 
 
+def test_an_owner_that_no_encoding_has(store):
+    """JSON can hold half of a pair of characters; such a folder spoils no list."""
+    run = store.create(RunConfig(), "ada")
+    (run.path / "owner.json").write_text('{"owner": "\\ud800", "created": 1}', encoding="utf-8")
+    assert [each.id for each in store.runs()] == [run.id] and store.runs("ada") == []
+    assert not store.open(run.id).owned_by("ada")
+
+
 def test_of_other_peoples_runs_only_the_owner_is_read(store, monkeypatch):
     """A list is asked for every second; the folder may hold thousands."""
     mine, theirs = store.create(RunConfig(), "ada"), store.create(RunConfig(), "bob")

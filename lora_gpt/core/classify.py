@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_gpt.config import SPAM_FROM
 from lora_gpt.core import tokenizer
 from lora_gpt.core.model import GPTModel
 from lora_gpt.core.packing import Packing
@@ -27,14 +28,14 @@ class Verdict:
 
     text: str
     label: str
-    """'spam' where p_spam is at least a half, otherwise 'ham'."""
+    """'spam' where p_spam is at least SPAM_FROM, otherwise 'ham'."""
     p_spam: float
     truncated: bool = False
     """Whether the message was longer than the model reads; its end was then not looked at."""
 
 
 def verdict(text: str, p_spam: float, truncated: bool = False) -> Verdict:
-    return Verdict(text, "spam" if p_spam >= 0.5 else "ham", p_spam, truncated)
+    return Verdict(text, "spam" if p_spam >= SPAM_FROM else "ham", p_spam, truncated)
 
 
 def share(model: GPTModel) -> GPTModel:

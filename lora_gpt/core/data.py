@@ -10,19 +10,17 @@ import hashlib
 import io
 import os
 import re
-import threading
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
 import pooch
 
 from lora_gpt.config import DataConfig
+from lora_gpt.core.fetching import TIMEOUTS, faults_of_this_minute
 
 BUNDLED = Path(__file__).parents[2] / "assets" / "messages.tsv"
 UCI = "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip"
@@ -36,8 +34,6 @@ LARGEST_FILE = 20_000_000
 MOST_MESSAGES = 20_000
 MOST_CELLS = 4_000_000
 """Of a table, short rows filled up: some 200 columns beside as many messages as can be used."""
-TIMEOUTS = (5, 30)
-"""Seconds to connect, and to wait for more of an answer."""
 FEWEST_OF_A_CLASS = 10
 
 SPAM_WORDS = {"spam", "junk", "1", "1.0", "true", "yes", "unwanted"}
@@ -129,8 +125,7 @@ def find_sms_spam(
             return kept
     except OSError:  # a copy that cannot be read is as good as none
         pass
-    faults = _faults_of_this_minute(int(time.monotonic() / 60), kept, tuple(urls))
-    with _DOWNLOADING:
+    with faults_of_this_minute(kept, *urls) as faults:
         for url in urls[len(faults) :]:
             try:
                 _download_sms_spam(kept, url, zip_sha256, file_sha256)
@@ -143,16 +138,6 @@ def find_sms_spam(
         f" internet and try again, or fetch it elsewhere, unpack {SMS_FILE} into a folder and set"
         " LORA_GPT_DATA to that folder; the bundled messages need no download."
     ) from faults[-1]
-
-
-_DOWNLOADING = threading.Lock()
-
-
-@lru_cache(maxsize=8)
-def _faults_of_this_minute(minute: int, kept: Path, urls: tuple[str, ...]) -> list[Exception]:
-    """Why it could not be had, one of each url, to be filled by who tries: the page asks at every
-    move of a knob."""
-    return []
 
 
 def _download_sms_spam(kept: Path, url: str, zip_sha256: str, file_sha256: str) -> None:

@@ -16,11 +16,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from lora_gpt.config import BadValue
+from lora_gpt.config import SPAM_FROM, BadValue
 from lora_gpt.core.data import Message
-
-SPAM_FROM = 0.5
-"""Lowest probability that is called spam."""
 
 
 @dataclass(frozen=True)

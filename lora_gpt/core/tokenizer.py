@@ -5,14 +5,14 @@ a file of ours in tiktoken's format: one base64 token and its rank a line.
 """
 
 import base64
-import threading
-import time
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import requests
 import tiktoken
 import tiktoken.load
+
+from lora_gpt.core.fetching import TIMEOUTS, faults_of_this_minute
 
 ASSETS = Path(__file__).parents[2] / "assets"
 VOCABULARY = ASSETS / "mini" / "vocabulary.tiktoken"
@@ -20,10 +20,6 @@ END_OF_TEXT = "<|endoftext|>"
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How the small encoding cuts text into words before merging; digits go in pairs, so that numbers
 of any length are made of few tokens."""
-
-
-TIMEOUTS = (5, 30)
-"""Seconds to connect, and to wait for more of an answer."""
 
 
 class TokenizerUnavailableError(OSError):
@@ -49,8 +45,7 @@ def load(name: str) -> tiktoken.Encoding:
     """
     if name == "mini":
         return from_file(VOCABULARY)
-    faults = _faults_of_this_minute(int(time.monotonic() / 60), name)
-    with _ASKING:
+    with faults_of_this_minute(name) as faults:
         if not faults:
             # tiktoken's own waits for ever on a network that drops what it is sent.
             tiktoken.load.read_file = _read_file
@@ -62,15 +57,6 @@ def load(name: str) -> tiktoken.Encoding:
         f"The tokenizer of {name} is not on this machine and could not be downloaded. Connect"
         " to the internet once, or set TIKTOKEN_CACHE_DIR to a folder that holds its files."
     ) from faults[0]
-
-
-_ASKING = threading.Lock()
-
-
-@lru_cache(maxsize=8)
-def _faults_of_this_minute(minute: int, name: str) -> list[Exception]:
-    """Why it could not be had, to be filled by who tries: the page asks at every move of a knob."""
-    return []
 
 
 def _read_file(blobpath: str) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from lora_gpt.config import SPAM_FROM
 from lora_gpt.plots.style import CARD, FILL, HAM, SOFT, SPAM, Figure, axis, end_label, layout, line
 
 
@@ -11,15 +12,15 @@ def strength_curve(points: Sequence[tuple[float, float]], strength: float, p_spa
     curve = [(x, 100 * share) for x, share in points]
     trace = line([x for x, _ in curve], [y for _, y in curve], FILL)
     trace["hovertemplate"] = "strength %{x:g}: %{y:.1f}%<extra></extra>"
-    color, said = (SPAM, "spam") if p_spam >= 0.5 else (HAM, "ham")
+    color, said = (SPAM, "spam") if p_spam >= SPAM_FROM else (HAM, "ham")
     here: Figure = {"type": "scatter", "mode": "markers", "x": [strength], "y": [100 * p_spam]}
     here |= {"marker": {"color": color, "size": 12, "line": {"color": CARD, "width": 2}}}
     here["hovertemplate"] = f"{said} at strength %{{x:g}}: %{{y:.1f}}%<extra></extra>"
     low, high = points[0][0], points[-1][0]
-    half = {"type": "line", "x0": low, "x1": high, "y0": 50, "y1": 50}
+    half = {"type": "line", "x0": low, "x1": high, "y0": 100 * SPAM_FROM, "y1": 100 * SPAM_FROM}
     half["line"] = {"color": SOFT, "width": 1, "dash": "dot"}
     notes = [
-        end_label(high, 50 + side, word, tone)
+        end_label(high, 100 * SPAM_FROM + side, word, tone)
         for side, word, tone in ((7, "spam", SPAM), (-7, "ham", HAM))
     ]
     across = axis("strength of the adapter", range=[low - 0.04, high + 0.04], dtick=0.5)

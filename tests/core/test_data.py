@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from lora_gpt.config import DataConfig
-from lora_gpt.core import data
+from lora_gpt.core import data, fetching
 from lora_gpt.core.data import DataError, Message, find_sms_spam, read_messages
 
 SPAM = [f"Win prize number {n} now" for n in range(10)]
@@ -377,7 +377,7 @@ def test_a_download_that_failed_is_not_tried_again_at_once(server, tmp_path, mon
     now, content = [600.0], server.content
     given = ([server.url], sha256(content), sha256(COLLECTION), tmp_path)
     server.content = b"<html>moved</html>"
-    monkeypatch.setattr(data, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(fetching, "time", SimpleNamespace(monotonic=lambda: now[0]))
     for now[0], asked in ((600.0, 1), (659.0, 1), (661.0, 2)):
         with pytest.raises(DataError, match="Connect to the internet"):
             find_sms_spam(*given)

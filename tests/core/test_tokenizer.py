@@ -8,7 +8,7 @@ import pytest
 import tiktoken
 
 from lora_gpt.config import MODELS
-from lora_gpt.core import tokenizer
+from lora_gpt.core import fetching, tokenizer
 
 TEXTS = [
     "",
@@ -28,10 +28,10 @@ TEXTS = [
 def fresh():
     """No encoding and no fault is remembered before or after the test."""
     tokenizer.load.cache_clear()
-    tokenizer._faults_of_this_minute.cache_clear()
+    fetching.forget()
     yield
     tokenizer.load.cache_clear()
-    tokenizer._faults_of_this_minute.cache_clear()
+    fetching.forget()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_what_could_not_be_had_is_not_tried_again_at_once(monkeypatch, fresh):
             raise ConnectionError("no route")
         return tokenizer.load("mini")
 
-    monkeypatch.setattr(tokenizer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(fetching, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(tiktoken, "get_encoding", get_encoding)
     for now[0] in (600.0, 659.0, 661.0):
         with pytest.raises(tokenizer.TokenizerUnavailableError, match="could not be downloaded"):
