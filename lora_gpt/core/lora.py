@@ -111,7 +111,7 @@ class PackedWeight:
 
     def __init__(self, weight: Tensor):
         pack = torch.ops.mkldnn._reorder_linear_weight
-        self._forth, self._back = pack(weight), pack(weight.T.contiguous())
+        self._forth, self._back = pack(weight), pack(weight.T)
 
     @staticmethod
     @cache

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from lora_gpt.config import MODELS, BadValue, RunConfig, TrainingConfig
+from lora_gpt.config import MODELS, BadValue, DataConfig, RunConfig, TrainingConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.adapter import adapter_files
 from lora_gpt.core.baseline import linear_baseline
@@ -305,7 +306,7 @@ def train(
     reset_peak_memory()
     device = choose_device(config.training.device)
     yield Progress("reading the messages", 0, 1)
-    parts = split(read_messages(config.data), config.data, config.seed)
+    parts = _divided(tuple(read_messages(config.data)), config.data, config.seed)
     encoding = tokenizer.load(MODELS[config.model].encoding)
     base = yield from load_base(config)
     model = prepare(base, config.training.method, config.lora, config.seed).to(device)
@@ -322,7 +323,14 @@ def train(
     yield _started(trainer, parts)
     yield from _steps(trainer, validation, clock)
     yield Adapter(trainer.step, adapter_files(model, config))
-    yield from _conclusion(trainer, parts, classifier, begun, clock)
+    test = Part.of(parts.test, classifier)
+    yield from _conclusion(trainer, parts, validation, test, begun, clock)
+
+
+@lru_cache(maxsize=2)
+def _divided(messages: tuple[Message, ...], config: DataConfig, seed: int) -> Split:
+    """`split`, of which the next run in this process need not wait: most differ by other knobs."""
+    return split(messages, config, seed)
 
 
 def _started(trainer: Trainer, parts: Split) -> Started:
@@ -369,14 +377,15 @@ def _steps(
 def _conclusion(
     trainer: Trainer,
     parts: Split,
-    classifier: Classifier,
+    validation: Part | None,
+    test: Part,
     begun: float,
     clock: Callable[[], float],
 ) -> Iterator[Event]:
     found: dict[str, Metrics] = {}
-    for name in ("train", "validation", "test"):
-        if messages := getattr(parts, name):
-            part, stage = Part.of(messages, classifier), f"measuring the {name} part"
+    for name, part in (("train", trainer.train), ("validation", validation), ("test", test)):
+        if part is not None:
+            stage = f"measuring the {name} part"
             found[name] = yield from part.measured(trainer.model, stage, clock)
     yield Progress("fitting the linear baseline", 0, 1)
     baseline = linear_baseline(parts, trainer.config.seed)

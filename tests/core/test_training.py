@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from lora_gpt.config import MODELS, BadValue, RunConfig
-from lora_gpt.core import classify, tokenizer
+from lora_gpt.core import classify, tokenizer, training
 from lora_gpt.core.classify import Classifier
 from lora_gpt.core.data import Message, read_messages
 from lora_gpt.core.lora import prepare
@@ -296,3 +296,18 @@ def test_a_part_measures_what_it_looks_at(monkeypatch):
     assert {(each.stage, each.total) for each in said} == {("measuring", total)}
     second = said[2]  # two batches took two seconds
     assert second.seconds_left == pytest.approx(2 * (total - second.done) / second.done)
+
+
+def test_the_same_messages_are_divided_once(monkeypatch):
+    """A run with another rank does not wait for it; another seed or another message does."""
+    asked = []
+    monkeypatch.setattr(training, "split", lambda *given: asked.append(given) or split(*given))
+    training._divided.cache_clear()
+    config = RunConfig()
+    messages = tuple(read_messages(config.data))[-200:]
+    first = training._divided(messages, config.data, 1)
+    assert training._divided((*messages,), config.changed(rank=2).data, 1) is first
+    assert len(asked) == 1
+    training._divided(messages[1:], config.data, 1)
+    assert training._divided(messages, config.data, 2) != first and len(asked) == 3
+    training._divided.cache_clear()
