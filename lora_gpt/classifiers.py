@@ -131,9 +131,10 @@ class _InTurn(Classifier):
 
 
 def _merged(made: Classifier) -> Classifier:
-    """`made` with every update added to its weight, on weights of its own."""
+    """`made` with every update added to its weight in full, on weights of its own."""
     merged = copy.copy(made)
     merged.model = share(made.model)
+    set_strength(merged.model, 1.0)  # another caller may want `made` at another one now
     merge(merged.model)
     return merged
 

@@ -676,6 +676,15 @@ def test_verdicts_come_from_merged_weights(house, monkeypatch):
     assert all(map(torch.equal, weights, base.parameters()))
 
 
+def test_weights_are_merged_at_full_strength(house):
+    """Whatever was asked before the first question at full strength."""
+    elsewhere, (run, *_) = house
+    expected = elsewhere.classify(run, TEXTS)
+    made = Classifiers()
+    made.in_turn(elsewhere.find(run), 0.5).verdicts(TEXTS)
+    assert made.in_turn(elsewhere.find(run)).verdicts(TEXTS) == expected
+
+
 def test_the_base_is_shared_by_all_runs_of_a_model(house):
     """Two runs cost one base: the same storage under both, and neither hears the other."""
     service, (first, second, head) = house
