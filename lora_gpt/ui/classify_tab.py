@@ -51,7 +51,10 @@ def build_tab(service: Service, session: Session) -> None:
     _wire(service, on, (run, message), [partial(gr.on, [send.click, message.submit]), taken.then])
 
     @guard
-    def refresh(owner: str, looked_at: str, current: str | None, before: list[str]) -> list[Any]:
+    def refresh(
+        owner: str, own_run: str, current: str | None, before: list[str], request: gr.Request
+    ) -> list[Any]:
+        looked_at = request.query_params.get("run", "") or own_run  # a link goes first, as in Train
         listed = choices(service, owner, looked_at)
         value = preferred(listed, current, looked_at, before)
         return [gr.Dropdown(choices=listed, value=value), [run_id for _, run_id in listed]]

@@ -194,6 +194,17 @@ def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):
     assert taken.value.path().read_text(encoding="utf-8").startswith("# LoRA on")
 
 
+def test_a_shared_run_can_be_asked_about_messages(visit, done):
+    """The tab Classify takes the run that the link leads to, and answers with it."""
+    page = visit("Train", query=f"run={done}")
+    expect(page.locator("#train-result")).to_contain_text("linear baseline")
+    page.get_by_role("tab", name="Classify", exact=True).click()
+    chosen = page.get_by_label("Classifier", exact=True)
+    expect(chosen).to_have_value(re.compile(r"^linked, [\d.]+% in test: "))
+    expect(page.locator("#verdict .verdict")).to_be_visible()
+    expect(page.locator("#strength .plot")).to_be_visible()
+
+
 def test_a_wrong_link_says_so(visit):
     page = visit("Train", query="run=nothing-of-this-name")
     expect(page.get_by_text("The link leads to no run.")).to_be_visible()
