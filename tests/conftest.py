@@ -8,8 +8,9 @@ import pytest
 
 import lora_gpt  # noqa: F401, before torch: it says how threads wait, as it does for the app
 
-MAY_BE_SKIPPED = ("needs a CUDA device", "root reads every file")
-"""Reasons for which a test may be skipped even in CI: it has no GPU, and may run as root."""
+MAY_BE_SKIPPED = ("needs a CUDA device", "root reads every file", "no oneDNN layout")
+"""Reasons for which a test may be skipped even in CI: it has no GPU, may run as root, and on a
+processor without units for bfloat16."""
 
 
 @pytest.fixture(autouse=True)

@@ -457,7 +457,7 @@ def test_gpt2_without_a_network(few, tmp_path, monkeypatch, capsys):
         patch.setattr("tiktoken.get_encoding", unreachable)
         said = refused([*words, "--runs", str(tmp_path)], capsys)
     assert "tokenizer of gpt2 is not on this machine" in said and "TIKTOKEN_CACHE_DIR" in said
-    fetching.forget()  # as a minute later
+    fetching._faults.cache_clear()  # as a minute later
     monkeypatch.setattr("tiktoken.get_encoding", lambda name: tokenizer.load("mini"))
     monkeypatch.setattr("lora_gpt.core.hub.try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr("lora_gpt.core.hub.hf_hub_download", _offline)

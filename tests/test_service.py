@@ -670,8 +670,9 @@ def test_verdicts_come_from_merged_weights(house, monkeypatch):
     assert is_merged(fast.model) and not is_merged(slow)
     merged = service.classify(run, TEXTS)
     monkeypatch.setattr(classifiers_room, "MERGED_BYTES", 1000)
-    assert not is_merged(service._classifiers.in_turn(service.find(run)).model)
-    for one, other in zip(service.classify(run, TEXTS), merged, strict=True):
+    beside = Classifiers().in_turn(service.find(run))
+    assert not is_merged(beside.model)
+    for one, other in zip(beside.verdicts(TEXTS), merged, strict=True):
         assert one.p_spam == pytest.approx(other.p_spam, abs=1e-5)
     assert all(map(torch.equal, weights, base.parameters()))
 

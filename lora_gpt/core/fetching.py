@@ -26,7 +26,3 @@ def faults_of_this_minute(*what: Hashable) -> Iterator[list[Exception]]:
 @lru_cache(maxsize=16)
 def _faults(minute: int, *what: Hashable) -> list[Exception]:
     return []
-
-
-forget = _faults.cache_clear
-"""Let everything be tried again at once."""

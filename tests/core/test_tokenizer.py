@@ -28,10 +28,10 @@ TEXTS = [
 def fresh():
     """No encoding and no fault is remembered before or after the test."""
     tokenizer.load.cache_clear()
-    fetching.forget()
+    fetching._faults.cache_clear()
     yield
     tokenizer.load.cache_clear()
-    fetching.forget()
+    fetching._faults.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -6,23 +6,10 @@ import gradio as gr
 import pytest
 
 from lora_gpt.config import RunConfig
+from lora_gpt.core.classify import Verdict
+from lora_gpt.core.insight import Word
 from lora_gpt.ui import classify_one as one
 from lora_gpt.ui.classify_runs import NO_RUN
-
-
-@dataclass(frozen=True)
-class Verdict:
-    text: str
-    label: str = "spam"
-    p_spam: float = 0.987
-    truncated: bool = False
-
-
-@dataclass(frozen=True)
-class Word:
-    text: str
-    weight: float = 0.3
-    without: float = 0.687
 
 
 @dataclass(frozen=True)
@@ -42,13 +29,13 @@ class Service:
     def classify(self, run, texts, strength=1.0):
         if not texts[0].strip():
             raise ValueError("text must hold <one> message")
-        return [Verdict(text) for text in texts]
+        return [Verdict(text, "spam", 0.987) for text in texts]
 
     def classify_before(self, run, texts):
         return [Verdict(text, "ham", 0.4) for text in texts]
 
     def attributions(self, run, text):
-        return [Word(word) for word in text.split()]
+        return [Word(word, 0.3, 0.687) for word in text.split()]
 
     def strength_curve(self, run, text):
         assert self.method == "lora", "a curve over nothing"

@@ -1,37 +1,20 @@
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 
+from lora_gpt.core.classify import Verdict
+from lora_gpt.core.insight import Update, Word
 from lora_gpt.ui import classify_view as view
 
 NASTY = """<img src=x onerror=alert(1)> ${1+1} {{7*7}} "'"""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    text: str = "hello"
-    label: str = "spam"
-    p_spam: float = 0.987
-    truncated: bool = False
-
-
-@dataclass(frozen=True)
-class Word:
-    text: str
-    weight: float
-    without: float
-
-
-@dataclass(frozen=True)
-class Update:
-    path: str
-    size: float
-    spectrum: tuple[float, ...]
+HELLO = Verdict("hello", "spam", 0.987)
 
 
 def test_verdict_says_both():
     """The label stands in large, the probability after and before training beside it."""
-    html = view.verdict_html(Verdict(), Verdict(label="ham", p_spam=0.412))
+    html = view.verdict_html(HELLO, replace(HELLO, label="ham", p_spam=0.412))
     assert "<p class='verdict spam'>spam" in html
     assert "after training: 98.7% probability of spam" in html
     assert "before training: 41.2% probability of spam" in html
@@ -43,7 +26,7 @@ def test_verdict_at_strength():
 
     Only at strength 1 does the model stand as it was after training.
     """
-    html = view.verdict_html(Verdict(truncated=True), Verdict(), strength=0.5)
+    html = view.verdict_html(replace(HELLO, truncated=True), HELLO, strength=0.5)
     assert "probability of spam at strength 0.5</span>" in html and "its end was left out" in html
     assert "aria-label='at strength 0.5: 98.7% probability of spam'" in html
     assert "after training" not in html
@@ -51,9 +34,9 @@ def test_verdict_at_strength():
 
 def test_verdict_is_told():
     """The sentence for screen readers differs where messages differ, even with one verdict."""
-    assert view.told_html(Verdict()) == "“hello”: spam, 98.7% probability of spam."
-    assert view.told_html(Verdict(), 0.5).endswith("98.7% probability of spam at strength 0.5.")
-    long = view.told_html(Verdict(text="x" * 300))
+    assert view.told_html(HELLO) == "“hello”: spam, 98.7% probability of spam."
+    assert view.told_html(HELLO, 0.5).endswith("98.7% probability of spam at strength 0.5.")
+    long = view.told_html(replace(HELLO, text="x" * 300))
     assert len(long) < 120 and "x …”" in long
 
 
@@ -123,15 +106,15 @@ def test_words_that_decide_nothing():
 
 def test_table_counts_and_shortens():
     """A table counts all messages and shows the first ones."""
-    html = view.table_html([Verdict(), Verdict(label="ham", p_spam=0.1)] * 40)
+    html = view.table_html([HELLO, replace(HELLO, label="ham", p_spam=0.1)] * 40)
     assert "80 messages: 40 spam, 40 ham. The first 50 are shown." in html
     assert html.count("<tr>") == 51
-    assert "1 message: 1 spam, 0 ham." in view.table_html([Verdict()])
+    assert "1 message: 1 spam, 0 ham." in view.table_html([HELLO])
 
 
 def test_texts_are_escaped():
     """No text of a visitor enters the page as HTML, wherever it stands."""
-    verdict, word = Verdict(text=NASTY), Word(NASTY, 0.5, 0.2)
+    verdict, word = replace(HELLO, text=NASTY), Word(NASTY, 0.5, 0.2)
     for html in (
         view.verdict_html(verdict, verdict),
         view.told_html(verdict),
