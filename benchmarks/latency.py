@@ -6,8 +6,10 @@ FOLDER holds GPT-2 124M (model.safetensors and config.json); without it, random 
 to a temporary folder first. Every number is the median of several tries, after one that warms up:
 
 - start: from asking the service for a run to the first loss in its folder, with a warm worker;
-- one message: a verdict of the classifier, all of the page's path but the drawing, its adapter
-  beside the base and merged into it (as the page has it at full strength);
+- one message: a verdict of the classifier, all of the page's path but the drawing, at full strength
+  (by a model that only answers) and at another (the adapter beside the base). The library compiles
+  for each number of tokens once in a process; what a text takes that may have a new one is told
+  too, without a try that warms up;
 - thousand: tokens a second of classifying 1,000 bundled messages, and their share of the rate at
   which a training batch goes forward in the same round;
 - tabs: what the Model and the Compare tab compute for GPT-2 XL when a knob moves.
@@ -34,9 +36,10 @@ from safetensors.torch import save_file
 
 from lora_gpt.config import MODELS, RunConfig
 from lora_gpt.core import tokenizer
+from lora_gpt.core.answering import for_answers
 from lora_gpt.core.classify import Classifier, logits_of, pack
 from lora_gpt.core.data import read_messages
-from lora_gpt.core.lora import merge, prepare, unmerge
+from lora_gpt.core.lora import prepare
 from lora_gpt.core.model import GPTModel, initialise
 from lora_gpt.core.weights import load_base
 from lora_gpt.events import Step
@@ -45,14 +48,16 @@ from lora_gpt.service import Service
 from lora_gpt.ui import compare_tab, model_tab
 
 
+def once(work: Callable[[], object]) -> float:
+    """Seconds of `work`."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
 def median(work: Callable[[], object], tries: int) -> float:
     """Seconds of `work`, the first time left out."""
-    spent = []
-    for _ in range(tries + 1):
-        begun = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - begun)
-    return statistics.median(spent[1:])
+    return statistics.median([once(work) for _ in range(tries + 1)][1:])
 
 
 def random_gpt2(folder: Path) -> Path:
@@ -99,14 +104,36 @@ def to_first_loss(config: RunConfig, tries: int) -> float:
     return statistics.median(spent[1:])
 
 
-def forward_rates(classifier: Classifier, texts: list[str], rounds: int) -> tuple[float, float]:
+def one_message(
+    trained: Classifier, answering: Classifier, texts: list[str], tries: int
+) -> dict[str, float]:
+    """Median seconds of a verdict of each kind, on four texts a try."""
+    spent: dict[str, list[float]] = {}
+
+    def note(kind: str, seconds: float) -> None:
+        spent.setdefault(kind, []).append(seconds)
+
+    answering.verdicts(texts[-1:])
+    for text in texts[: 4 * tries]:
+        note(
+            "full strength, a length that may be new", once(lambda t=text: answering.verdicts([t]))
+        )
+    for text in texts[: 4 * tries]:  # in turn: the machine's speed changes from second to second
+        note("full strength", median(lambda t=text: answering.verdicts([t]), 3))
+        note("another strength", median(lambda t=text: trained.verdicts([t]), 3))
+    return {kind: statistics.median(each) for kind, each in spent.items()}
+
+
+def forward_rates(
+    trained: Classifier, answering: Classifier, texts: list[str], rounds: int
+) -> tuple[float, float]:
     """Tokens a second of classifying `texts`, and of the forward passes of training on them."""
-    sequences = classifier.encode(texts)
+    sequences = trained.encode(texts)
     tokens = sum(map(len, sequences))
-    model, rates = classifier.model, []
+    model, rates = trained.model, []
     for _ in range(rounds + 1):
         begun = time.perf_counter()
-        logits_of(model, sequences)
+        logits_of(answering.model, sequences)
         many = tokens / (time.perf_counter() - begun)
         model.train()
         begun = time.perf_counter()
@@ -141,14 +168,11 @@ def main() -> None:
         for name, config in runs.items():
             tell(f"{name}: start to first loss", to_first_loss(config, options.tries), "s")
             classifier = classifier_of(config)
-            one = texts[: options.tries * 4]
-            spent = [median(lambda c=classifier, t=text: c.verdicts([t]), 3) for text in one]
-            tell(f"{name}: one message, adapter beside", 1000 * statistics.median(spent), "ms")
-            merge(classifier.model)
-            spent = [median(lambda c=classifier, t=text: c.verdicts([t]), 3) for text in one]
-            tell(f"{name}: one message, adapter merged", 1000 * statistics.median(spent), "ms")
-            unmerge(classifier.model)
-            many, training = forward_rates(classifier, texts, 1 if name == "gpt2" else 3)
+            answering = Classifier(for_answers(classifier.model), classifier.encoding)
+            for what, spent in one_message(classifier, answering, texts, options.tries).items():
+                tell(f"{name}: one message, {what}", 1000 * spent, "ms")
+            rounds = 1 if name == "gpt2" else 3
+            many, training = forward_rates(classifier, answering, texts, rounds)
             tell(f"{name}: 1,000 messages", many, "tokens/s")
             tell(f"{name}: share of the training forward's rate", many / training, "")
     service = Service(Path(tempfile.gettempdir()) / "lora_gpt-latency")

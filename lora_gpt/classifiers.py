@@ -13,20 +13,21 @@ from lora_gpt.cache import Cache
 from lora_gpt.config import MODELS, RunConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.adapter import apply_adapter
+from lora_gpt.core.answering import PackedLinear, for_answers
 from lora_gpt.core.classify import Classifier, Verdict, share
-from lora_gpt.core.lora import is_merged, merge, prepare, set_strength
+from lora_gpt.core.lora import prepare, set_strength
 from lora_gpt.core.model import GPTModel
 from lora_gpt.core.weights import load_base
 from lora_gpt.store import Run, RunNotFound
 
 BASES, CLASSIFIERS = 3, 24
 """How many are kept, up to three classifiers of a run: a base of GPT-2 takes half a gigabyte, an
-adapter a few megabytes, the two in one as much as the base."""
+adapter a few megabytes, a model that only answers two thirds of a base."""
 MOST_BYTES = 4 * 2**30
 """Of all the bases that are kept, and of all the classifiers with the bases under them: a run that
 trained every parameter holds a whole model of its own."""
-MERGED_BYTES = 2**30
-"""Of a model's parameters, up to which a classifier has weights of its own, the adapter in them."""
+ANSWERING_BYTES = 2**30
+"""Of a model's parameters, up to which a classifier has a second model that only answers."""
 TURN = 32
 """Messages that are classified before another caller gets a turn."""
 PAUSE = 0.001
@@ -44,7 +45,7 @@ class Classifiers:
     def in_turn(self, run: Run, strength: float = 1.0) -> Classifier:
         """The run's classifier with its adapter at `strength`, for any number of texts: others are
         let in between them, whatever strength they want. Raises as `of` does."""
-        made = self._merged(run) if strength == 1 else self._after(run)
+        made = self._answering(run) if strength == 1 else self._after(run)
         return _InTurn(made, strength, self._turn)
 
     @contextmanager
@@ -68,9 +69,9 @@ class Classifiers:
     def _after(self, run: Run) -> Classifier:
         return self._made.get((run.path, "after"), lambda: self._trained(run))
 
-    def _merged(self, run: Run) -> Classifier:
-        """The same with the adapter in the weights: a sixth to a third less time for a message."""
-        return self._made.get((run.path, "merged"), lambda: _with_merged(self._after(run)))
+    def _answering(self, run: Run) -> Classifier:
+        """The same at full strength for good: a fifth to a third less time for a message."""
+        return self._made.get((run.path, "answering"), lambda: _only_answering(self._after(run)))
 
     def _trained(self, run: Run) -> Classifier:
         files = run.adapter_files()
@@ -120,25 +121,23 @@ class _InTurn(Classifier):
             if first:
                 time.sleep(PAUSE)
             with self._turn:
-                if not is_merged(self.model):
-                    set_strength(self.model, self._strength)
+                set_strength(self.model, self._strength)
                 found += super().verdicts(texts[first : first + TURN])
         return found
 
 
-def _with_merged(made: Classifier) -> Classifier:
-    """`made` with every update added to its weight in full, on weights of its own; `made` itself
-    where they are too large for a second copy."""
-    if sum(parameter.nbytes for parameter in made.model.parameters()) > MERGED_BYTES:
+def _only_answering(made: Classifier) -> Classifier:
+    """`made` on a model that only answers; `made` itself where that would be too large."""
+    if sum(parameter.nbytes for parameter in made.model.parameters()) > ANSWERING_BYTES:
         return made
-    merged = copy.copy(made)
-    merged.model = share(made.model)
-    set_strength(merged.model, 1.0)  # another caller may want `made` at another one now
-    merge(merged.model)
-    return merged
+    answering = copy.copy(made)
+    answering.model = for_answers(made.model)
+    return answering
 
 
 def _fit(models: Iterable[GPTModel]) -> bool:
     """Whether they take no more memory than they may, a tensor that several share counted once."""
-    tensors = {p.data_ptr(): p.nbytes for model in models for p in model.parameters()}
-    return sum(tensors.values()) <= MOST_BYTES
+    modules = [module for model in models for module in model.modules()]
+    tensors = {p.data_ptr(): p.nbytes for m in modules for p in m.parameters(recurse=False)}
+    packed = {id(m): m.weight.nbytes for m in modules if isinstance(m, PackedLinear)}
+    return sum(tensors.values()) + sum(packed.values()) <= MOST_BYTES

@@ -21,7 +21,7 @@ from lora_gpt.config import MODELS, BadValue, RunConfig
 from lora_gpt.core.adapter import AdapterError
 from lora_gpt.core.classify import Verdict
 from lora_gpt.core.data import DataError, read_messages
-from lora_gpt.core.lora import is_merged, lora_layers
+from lora_gpt.core.lora import lora_layers
 from lora_gpt.core.structure import StageCount
 from lora_gpt.events import Adapter, Finished, Started, Step, Stopped, Validation
 from lora_gpt.jobs import Jobs, JobsError
@@ -660,24 +660,24 @@ def test_limits_on_texts(house, texts, says):
                 ask(run, texts[-1] if texts else "")
 
 
-def test_verdicts_come_from_merged_weights(house, monkeypatch):
-    """At full strength, where a second copy of the weights is not too large; they say the same, and
+def test_verdicts_come_from_a_model_that_only_answers(house, monkeypatch):
+    """At full strength, where a second copy of the weights is not too large; it says the same, and
     the base that all runs share stays as it was."""
     service, (run, *_) = house
     base = service._classifiers._base(service.find(run).config)
     weights = [parameter.clone() for parameter in base.parameters()]
     fast, slow = service._classifiers.in_turn(service.find(run)), model_of(service, run)
-    assert is_merged(fast.model) and not is_merged(slow)
-    merged = service.classify(run, TEXTS)
-    monkeypatch.setattr(classifiers_room, "MERGED_BYTES", 1000)
+    assert not [*lora_layers(fast.model)] and [*lora_layers(slow)]
+    expected = service.classify(run, TEXTS)
+    monkeypatch.setattr(classifiers_room, "ANSWERING_BYTES", 1000)
     beside = Classifiers().in_turn(service.find(run))
-    assert not is_merged(beside.model)
-    for one, other in zip(beside.verdicts(TEXTS), merged, strict=True):
+    assert [*lora_layers(beside.model)]
+    for one, other in zip(beside.verdicts(TEXTS), expected, strict=True):
         assert one.p_spam == pytest.approx(other.p_spam, abs=1e-5)
     assert all(map(torch.equal, weights, base.parameters()))
 
 
-def test_weights_are_merged_at_full_strength(house):
+def test_the_model_that_only_answers_does_so_at_full_strength(house):
     """Whatever was asked before the first question at full strength."""
     elsewhere, (run, *_) = house
     expected = elsewhere.classify(run, TEXTS)
@@ -735,6 +735,20 @@ def test_what_is_kept_ready_is_bounded_by_its_bytes(house, monkeypatch):
         for run in runs:
             made.in_turn(service.find(run), 0.5)
         assert [path.name for path, _ in made._made._kept] == kept
+
+
+def test_packed_weights_count_among_those_bytes(house, monkeypatch):
+    """They are no parameters, and two thirds of what a model that only answers takes."""
+    service, (first, second, _) = house
+    base = Classifiers()._base(service.find(first).config)
+    size = sum(parameter.nbytes for parameter in base.parameters())
+    blocks = sum(parameter.nbytes for parameter in base.trf_blocks.parameters())
+    monkeypatch.setattr(classifiers_room, "MOST_BYTES", size + 3 * blocks // 2)
+    made = Classifiers()
+    for run in (first, second):
+        made.in_turn(service.find(run))
+    kept = [(path.name, kind) for path, kind in made._made._kept]
+    assert kept == [(second, "after"), (second, "answering")]
 
 
 def test_a_spoilt_adapter_is_refused(house, service):

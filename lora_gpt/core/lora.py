@@ -7,7 +7,6 @@ GPTModel's module paths, nothing of training or files.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from lora_gpt.config import TARGETS, BadValue, LoRAConfig
 from lora_gpt.core.model import GPTModel
+from lora_gpt.core.packed_weight import PackedWeight
 
 PATHS = {
     "W_query": "att.W_query",
@@ -105,33 +105,19 @@ class _FusedLoRALinear(torch.autograd.Function):
         return of_x, None, None, None, of_A, of_B, None
 
 
-class PackedWeight:
-    """A frozen weight W (out, in) in the layout that a processor's bfloat16 units read, once for
-    each way: in PyTorch's own layout every product would lay it out anew."""
+class PackedBothWays:
+    """A frozen weight W (out, in) in the processor's own layout, once for each way."""
 
     def __init__(self, weight: Tensor):
-        pack = torch.ops.mkldnn._reorder_linear_weight
-        self._forth, self._back = pack(weight), pack(weight.T)
-
-    @staticmethod
-    @cache
-    def works_here() -> bool:
-        """Whether PyTorch has that layout on this machine: tried, not looked up."""
-        one = torch.eye(32, dtype=torch.bfloat16)
-        try:
-            packed = PackedWeight(one)
-            both_ways = packed.forth(one, 0 * one[0]), packed.back(one)
-            return all(torch.equal(found, one) for found in both_ways)
-        except (AttributeError, RuntimeError):
-            return False
+        self._forth, self._back = PackedWeight(weight), PackedWeight(weight.T)
 
     def forth(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + b, (N, in) -> (N, out)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._forth, bias, "none", [], "")
+        return self._forth(x, bias)
 
     def back(self, gradient: Tensor) -> Tensor:
         """gradient W, (N, out) -> (N, in)."""
-        return torch.ops.mkldnn._linear_pointwise(gradient, self._back, None, "none", [], "")
+        return self._back(gradient)
 
 
 class LinearWithLoRA(nn.Module):
@@ -143,7 +129,7 @@ class LinearWithLoRA(nn.Module):
         self.linear, self.lora = linear, lora
         self.strength = 1.0
         self._unmerged: tuple[Tensor] | None = None  # in a tuple: not one of our parameters
-        self._packed: PackedWeight | None = None
+        self._packed: PackedBothWays | None = None
 
     @property
     def merged(self) -> bool:
@@ -182,7 +168,7 @@ class LinearWithLoRA(nn.Module):
 
     def keep_packed(self) -> None:
         """Keep the frozen weight in the processor's own layout as well, for products of 16 bits."""
-        self._packed = PackedWeight(self.linear.weight.detach())
+        self._packed = PackedBothWays(self.linear.weight.detach())
 
     def update(self) -> Tensor:
         """What the weight changes by: strength * scale * (A B)^T, (out, in)."""
@@ -223,11 +209,11 @@ class SideBySide:
             linear.weight.data = own
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         self.bias = torch.cat(biases) if biases else None
-        self.packed: PackedWeight | None = None
+        self.packed: PackedBothWays | None = None
 
     def keep_packed(self) -> None:
         """As `LinearWithLoRA.keep_packed`, for all of them at once."""
-        self.packed = PackedWeight(self.weight)
+        self.packed = PackedBothWays(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:  # (N, d) -> (N, 3d)
         first = self.layers[0]
@@ -353,11 +339,6 @@ def set_strength(model: nn.Module, strength: float) -> None:
     for _, layer in lora_layers(model):
         layer.unmerge()
         layer.strength = strength
-
-
-def is_merged(model: nn.Module) -> bool:
-    """Whether any update is in its weight now."""
-    return any(layer.merged for _, layer in lora_layers(model))
 
 
 def merge(model: nn.Module) -> None:

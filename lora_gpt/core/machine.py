@@ -16,7 +16,6 @@ from torch import nn
 
 from lora_gpt.config import BadValue, GPTConfig, LoRAConfig, RunConfig
 from lora_gpt.core.lora import (
-    PackedWeight,
     SideBySide,
     lay_side_by_side,
     lora_layers,
@@ -24,6 +23,7 @@ from lora_gpt.core.lora import (
     replace_linear_with_lora,
 )
 from lora_gpt.core.model import GPTModel
+from lora_gpt.core.packed_weight import PackedWeight
 from lora_gpt.core.packing import Packing
 from lora_gpt.core.recording import recorded_or_plain
 
@@ -165,7 +165,7 @@ def compute_in(model: GPTModel, precision: str) -> GPTModel:
                 module.to(torch.bfloat16)
                 module.weight.data = module.weight.data.contiguous()  # a file may lie across
     lay_side_by_side(model)
-    if model.half_precision and on_cpu and PackedWeight.works_here():
+    if model.half_precision and on_cpu and PackedWeight.works_here(torch.bfloat16):
         for block in model.trf_blocks:
             together = block.get_submodule("att").side_by_side
             alone = {layer for _, layer in lora_layers(block)}

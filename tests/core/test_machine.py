@@ -11,9 +11,10 @@ from torch import nn
 from lora_gpt.config import MODELS, TARGETS, BadValue, GPTConfig, LoRAConfig, RunConfig
 from lora_gpt.core import machine
 from lora_gpt.core.classify import pack
-from lora_gpt.core.lora import PackedWeight, lora_layers, prepare, set_strength
+from lora_gpt.core.lora import PackedBothWays, lora_layers, prepare, set_strength
 from lora_gpt.core.machine import BlockStep, choose_precision, compute_in, keep_freed_memory
 from lora_gpt.core.model import GPTModel, initialise
+from lora_gpt.core.packed_weight import PackedWeight
 
 CPU = torch.device("cpu")
 SMALL = GPTConfig(97, 64, 64, 4, 3)
@@ -21,7 +22,7 @@ SEQUENCES = [[5, 6, 7, 8, 9], [10, 11], [12] * 9, [13, 14, 15]]
 
 
 needs_layout = pytest.mark.skipif(
-    not PackedWeight.works_here(), reason="PyTorch has no oneDNN layout of weights here"
+    not PackedWeight.works_here(torch.bfloat16), reason="no oneDNN layout for 16 bits here"
 )
 
 
@@ -124,7 +125,7 @@ def test_side_by_side_follows_strength_and_merging():
 def test_a_packed_weight_multiplies_as_the_plain_one_does(shape):
     """Either way, for any number of rows."""
     weight = torch.randn(shape).bfloat16()
-    packed, bias = PackedWeight(weight), torch.randn(shape[0]).bfloat16()
+    packed, bias = PackedBothWays(weight), torch.randn(shape[0]).bfloat16()
     for rows in (1, 32, 50):
         x, gradient = (torch.randn(rows, size).bfloat16() for size in reversed(shape))
         expected = x.float() @ weight.float().T
@@ -154,14 +155,14 @@ def test_a_library_that_refuses_the_layout_is_not_asked_again(monkeypatch):
             raise refusal
 
         monkeypatch.setattr(PackedWeight, "__init__", refused)
-        assert not PackedWeight.works_here()
+        assert not PackedWeight.works_here(torch.bfloat16)
     PackedWeight.works_here.cache_clear()
 
 
 def test_16_bits_without_that_layout(monkeypatch):
     """The same loss and gradients where the library has no such layout."""
     loss, gradients = learnt(classifier("bfloat16"))
-    monkeypatch.setattr(PackedWeight, "works_here", staticmethod(lambda: False))
+    monkeypatch.setattr(PackedWeight, "works_here", staticmethod(lambda dtype: False))
     model = classifier("bfloat16")
     assert not any(layer._packed for _, layer in lora_layers(model))
     other, others = learnt(model)
