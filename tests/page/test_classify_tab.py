@@ -55,13 +55,18 @@ def test_works_at_once(app, classify):
 
 
 def test_example(app, classify):
-    """An example is classified by one click."""
-    page, text = classify(), EXAMPLES[-1][1]
+    """An example is classified by one click, and read out: by a region that stays while its text
+    changes, for one that is put in with it is not read."""
+    page, text, said = classify(), EXAMPLES[-1][1], "#verdict-said [role=status]"
+    expect(page.locator(said)).to_contain_text(f"“{PAY[:20]}")
+    page.evaluate(f"document.querySelector('{said}').dataset.kept = 'yes'")
     page.locator("button.example", has_text=text).click()
     answered(page, text)
     expect(page.get_by_label("Message", exact=True)).to_have_value(text)
     [verdict] = app.service.classify("sample", [text])
     expect(page.locator("#verdict .verdict")).to_contain_text(percent(verdict.p_spam))
+    expect(page.locator(said)).to_contain_text(f"“{text[:20]}")
+    expect(page.locator(said)).to_have_attribute("data-kept", "yes")
 
 
 def test_words_by_mouse_and_keyboard(classify):
@@ -123,17 +128,6 @@ def test_words_that_are_not_answered(app, classify, monkeypatch):
     expect(page.locator("#strength .plot")).to_be_visible()
 
 
-def test_the_verdict_is_read_out(app, classify):
-    """By a region that stays while its text changes: one that is put in with it is not read."""
-    page, said = classify(), "#verdict-said [role=status]"
-    expect(page.locator(said)).to_contain_text(f"“{PAY[:20]}")
-    page.evaluate(f"document.querySelector('{said}').dataset.kept = 'yes'")
-    text = EXAMPLES[-1][1]
-    page.locator("button.example", has_text=text).click()
-    expect(page.locator(said)).to_contain_text(f"“{text[:20]}")
-    expect(page.locator(said)).to_have_attribute("data-kept", "yes")
-
-
 def test_text_is_only_text(classify):
     """HTML and template syntax in a message are shown as they were typed, and never run."""
     page = classify()
@@ -187,9 +181,9 @@ def test_file(classify):
     expect(page.locator("#verdicts td.text")).to_have_text(["Hello, you", "Win a prize"])
 
 
-def test_bad_file(classify):
+def test_bad_file(visit):
     """A file that is no text is refused in a sentence that names it."""
-    page = classify()
+    page = visit("Classify")
     upload(page, "mine.csv", b"PK\x03\x04\0\0\0\0")
     expect(page.get_by_text("mine.csv: must be a text file")).to_be_visible()
 

@@ -52,9 +52,3 @@ def test_finished_runs_are_points(visit, app):
     measured = page.locator("figure.chart").nth(1)
     expect(measured).to_have_attribute("aria-label", re.compile(r"^Test accuracy of \d+ runs"))
     expect(page.locator("#measured-runs")).to_contain_text("bundled")
-
-
-def test_on_a_phone_only_cards_scroll_sideways(new_page, visit, width_of):
-    phone = visit("Compare", on=new_page(viewport={"width": 390, "height": 844}))
-    expect(phone.locator("#costs")).to_contain_text("GPT-2 XL")
-    assert width_of(phone) == 0

@@ -176,7 +176,8 @@ def test_pretrained_and_random_start_are_drawn_in_one_chart(visit, app, messages
 
 
 def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):
-    """The link opens the tab with the whole result, as text, and the files behind it."""
+    """The link opens the tab with the whole result, as text, curves that can be smoothed, and the
+    files behind it."""
     page = visit("Train", query=f"run={done}")
     result = page.locator("#train-result")
     expect(result).to_contain_text(re.compile(r"95% interval [\d.]+ to [\d.]+, \d+ of \d+"))
@@ -185,6 +186,10 @@ def test_a_shared_run_can_be_watched_and_taken_but_not_stopped(visit, done):
     expect(page.locator("#train-stop")).to_be_disabled()
     expect(page.locator("#train-resume")).to_be_disabled()
     expect(page.locator("#train-delete")).to_be_disabled()
+    lines = page.get_by_role("img", name="Loss over steps").locator(".scatterlayer .trace")
+    expect(lines).to_have_count(2)
+    page.get_by_label("Smooth the training loss").check()
+    expect(lines).to_have_count(3)
     with page.expect_download() as taken:
         page.locator("#train-adapter").click()
     with zipfile.ZipFile(taken.value.path()) as archive:
@@ -209,14 +214,6 @@ def test_a_wrong_link_says_so(visit):
     page = visit("Train", query="run=nothing-of-this-name")
     expect(page.get_by_text("The link leads to no run.")).to_be_visible()
     expect(page.locator("#train-plan")).to_contain_text(TRAINED, timeout=PATIENCE)
-
-
-def test_the_chart_can_be_smoothed(visit, done):
-    page = visit("Train", query=f"run={done}")
-    lines = page.get_by_role("img", name="Loss over steps").locator(".scatterlayer .trace")
-    expect(lines).to_have_count(2)
-    page.get_by_label("Smooth the training loss").check()
-    expect(lines).to_have_count(3)
 
 
 def test_a_phone_shows_the_plan_first_and_the_buttons_always(visit, new_page, width_of, done):
