@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lora_gpt.core.classify import Classifier
-from lora_gpt.core.lora import lora_layers, set_strength
+from lora_gpt.core.classify import BATCH_TOKENS, Classifier, spam_probabilities
+from lora_gpt.core.lora import lora_layers, strength_of_each
 from lora_gpt.core.model import GPTModel
 
 MOST_WORDS = 120
@@ -44,15 +44,17 @@ def strength_curve(
 ) -> list[tuple[float, float]]:
     """p_spam of `text` with the update at each strength: 0 is the frozen base under the new head.
 
-    The model is left at strength 1.
+    The message goes through at many strengths at once, in a fraction of the time that they take one
+    after the other. The model is left at strength 1.
     """
-    points = []
-    try:
-        for strength in strengths:
-            set_strength(classifier.model, strength)
-            points.append((strength, classifier.verdicts([text])[0].p_spam))
-    finally:
-        set_strength(classifier.model, 1.0)
+    [sequence] = classifier.encode([text])
+    at_once = max(1, BATCH_TOKENS // len(sequence))
+    points: list[tuple[float, float]] = []
+    for first in range(0, len(strengths), at_once):
+        part = strengths[first : first + at_once]
+        with strength_of_each(classifier.model, part):
+            found = spam_probabilities(classifier.model, [sequence] * len(part))
+        points += zip(part, found, strict=True)
     return points
 
 

@@ -7,6 +7,7 @@ GPTModel's module paths, nothing of training or files.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,8 @@ class LinearWithLoRA(nn.Module):
         super().__init__()
         self.linear, self.lora = linear, lora
         self.strength = 1.0
+        self.strengths: Tensor | None = None
+        """In place of `strength`, one for each of S equal parts of the rows, (S,)."""
         self._unmerged: tuple[Tensor] | None = None  # in a tuple: not one of our parameters
         self._packed: PackedBothWays | None = None
 
@@ -141,6 +144,9 @@ class LinearWithLoRA(nn.Module):
         return self.linear.weight if self._unmerged is None else self._unmerged[0]
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
+        if self.strengths is not None:
+            each = self.strengths.repeat_interleave(len(x) // len(self.strengths))
+            return self.linear(x) + each[:, None] * self.lora(x)
         if self.merged or self.strength == 0:
             return self.linear(x)
         if self.can_fuse(x):
@@ -164,7 +170,7 @@ class LinearWithLoRA(nn.Module):
         narrowed = torch.is_autocast_enabled(x.device.type)
         fitting = weight.dtype == (torch.bfloat16 if narrowed else lora.A.dtype)
         plain = x.dim() == 2 and not self.merged and not (lora.dropout and self.training)
-        return frozen and fitting and plain
+        return frozen and fitting and plain and self.strengths is None
 
     def keep_packed(self) -> None:
         """Keep the frozen weight in the processor's own layout as well, for products of 16 bits."""
@@ -339,6 +345,21 @@ def set_strength(model: nn.Module, strength: float) -> None:
     for _, layer in lora_layers(model):
         layer.unmerge()
         layer.strength = strength
+
+
+@contextmanager
+def strength_of_each(model: nn.Module, strengths: Sequence[float]) -> Iterator[None]:
+    """Let a batch of as many sequences as `strengths`, all of one length, be asked at once, each at
+    its own strength; afterwards `model` is at strength 1."""
+    set_strength(model, 1.0)
+    layers = [layer for _, layer in lora_layers(model)]
+    try:
+        for layer in layers:
+            layer.strengths = torch.tensor(strengths, device=layer.lora.A.device)
+        yield
+    finally:
+        for layer in layers:
+            layer.strengths = None
 
 
 def merge(model: nn.Module) -> None:

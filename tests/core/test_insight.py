@@ -82,6 +82,18 @@ def test_strength_0_is_the_base_under_the_head(classifier):
     assert len({round(p, 4) for p in points.values()}) == 4
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 21])
+def test_the_curve_is_what_each_strength_says_alone(classifier, at_once, monkeypatch):
+    """However many of them go through the model at once."""
+    monkeypatch.setattr(insight, "BATCH_TOKENS", at_once * len(classifier.encode([TEXT])[0]))
+    strengths = [step / 10 for step in range(21)]
+    expected = []
+    for strength in strengths:
+        set_strength(classifier.model, strength)
+        expected.append((strength, pytest.approx(p_spam(classifier, TEXT), abs=1e-6)))
+    assert strength_curve(classifier, TEXT, strengths) == expected
+
+
 def test_the_curve_leaves_the_model_at_strength_1(classifier):
     """Also where it was interrupted."""
     set_strength(classifier.model, 0.3)
