@@ -135,7 +135,7 @@ def _run_choice(service: Service) -> gr.Dropdown:
         options,
         value=next((run_id for _, run_id in options), None),
         label="Classifier",
-        info="A trained adapter over its frozen base: the bundled samples, and your own runs.",
+        info="A trained adapter over its frozen base: a sample, a run of yours or a linked one.",
         filterable=False,
     )
 
