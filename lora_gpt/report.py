@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from lora_gpt.config import RunConfig, all_knobs
+from lora_gpt.config import RunConfig, all_knobs, group_of
 from lora_gpt.events import Event, Finished, Started, Step, Validation, epochs_of
 
 
@@ -185,10 +185,16 @@ def _plain(text: str) -> str:
 
 
 def _settings(config: RunConfig) -> str:
-    rows = []
+    training, rows = config.training, []
     for name, about in all_knobs().items():
+        if group_of(name) == "lora" and training.method != "lora":
+            continue  # nothing was injected
         value = config.flat()[name]
         shown = ", ".join(value) if isinstance(value, tuple) else str(value)
         told = f"{_plain(shown) or 'own'} {about.unit}".rstrip()
+        if name == "learning_rate":
+            told = f"{training.effective_learning_rate:g}"
+        elif name in ("max_tokens", "max_steps") and not value:
+            told = "no limit"
         rows.append(f"| {about.label} | {told} |")
     return "\n".join(["## Settings", "", "| knob | value |", "| --- | --- |", *rows])

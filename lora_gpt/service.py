@@ -20,7 +20,15 @@ import platformdirs
 
 from lora_gpt.cache import Cache
 from lora_gpt.classifiers import Classifiers
-from lora_gpt.config import LEARNING_RATES, MODELS, BadValue, LoRAConfig, RunConfig, twin_of
+from lora_gpt.config import (
+    LEARNING_RATES,
+    MODELS,
+    BadValue,
+    LoRAConfig,
+    RunConfig,
+    all_knobs,
+    twin_of,
+)
 from lora_gpt.core import cost, insight, structure, tokenizer
 from lora_gpt.core.classify import Verdict, spam_probabilities
 from lora_gpt.core.data import Message, read_messages, read_texts
@@ -111,6 +119,14 @@ def default_runs() -> Path:
     return Path(named) if named else platformdirs.user_data_path("lora_gpt", False) / "runs"
 
 
+LABELLED = (
+    *("balance", "keep_apart", "stratify", "validation_fraction", "test_fraction"),
+    *("batch_size", "schedule", "warmup_fraction", "weight_decay", "clip", "max_tokens"),
+)
+"""Knobs that a run's label names where they are not the default, beside those with words of their
+own: what changes the messages or the course of a training."""
+
+
 def run_label(config: RunConfig) -> str:
     """A run in a few words: 'mini, LoRA r 8, bundled, seed 42', and what else is not the default:
     'alpha 32, 1 epoch'."""
@@ -135,6 +151,12 @@ def run_label(config: RunConfig) -> str:
         words.append("1 epoch" if training.epochs == 1 else f"{training.epochs} epochs")
     if training.max_steps:
         words.append(f"at most {training.max_steps:,} steps")
+    given, default = config.flat(), usual.flat()
+    for name in LABELLED:
+        if given[name] != default[name]:
+            value = given[name]
+            shown = ("off", "on")[value] if isinstance(value, bool) else value
+            words.append(f"{all_knobs()[name].label.lower()} {shown}")
     return ", ".join(words)
 
 

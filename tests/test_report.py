@@ -146,6 +146,17 @@ def test_every_knob_stands_in_the_settings():
     for about in all_knobs().values():
         assert f"| {about.label} |" in text
     assert "| Alpha | 3.5 |" in text and "| Batch size | 8 messages |" in text
+    assert "| Longest message | no limit |" in text and "| Most steps | no limit |" in text
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", "0.001"), ("head", "0.01")])
+def test_the_settings_are_those_that_were_used(method, rate):
+    """The method's own rate where none was given; nothing of LoRA where none was injected."""
+    text = section(report(config=RUN.changed(method=method)), "Settings")
+    assert f"| Learning rate | {rate} |" in text
+    assert ("| Rank r |" in text) == (method == "lora") == ("| Targets |" in text)
+    given = section(report(config=RUN.changed(learning_rate=0.005)), "Settings")
+    assert "| Learning rate | 0.005 |" in given
 
 
 # --- other people's text -------------------------------------------------------------------------

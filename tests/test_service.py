@@ -436,9 +436,13 @@ def test_summaries(house, tiny):
     assert [each.id for each in found] == runs[::-1]
     assert service.runs("bob") == []
     assert [each.label for each in found] == [
-        "mini, head only, random start, few.tsv, seed 42, at most 4 steps",
-        "mini, LoRA r 4, random start, few.tsv, seed 42, rate 0.01, at most 4 steps",
-        "mini, LoRA r 2, random start, few.tsv, seed 42, rate 0.01, at most 4 steps",
+        f"mini, {method}, random start, few.tsv, seed 42, {rate}at most 4 steps,"
+        " keep duplicates apart off, batch size 4"
+        for method, rate in (
+            ("head only", ""),
+            ("LoRA r 4", "rate 0.01, "),
+            ("LoRA r 2", "rate 0.01, "),
+        )
     ]
     for each in found:
         assert each.status == "finished" and each.finished.steps == 4
@@ -451,6 +455,8 @@ def test_summaries(house, tiny):
     head = RunConfig().changed(method="head", alpha=32.0, learning_rate=1e-2)
     assert run_label(head) == "mini, head only, bundled, seed 42"
     assert run_label(head.changed(learning_rate=1e-3)).endswith("seed 42, rate 0.001")
+    short = RunConfig().changed(max_tokens=1, validation_fraction=0.2)
+    assert run_label(short).endswith("seed 42, validation part 0.2, longest message 1")
 
 
 def test_a_run_that_is_deleted_meanwhile_spoils_no_list(service, tiny, monkeypatch):
@@ -587,11 +593,12 @@ def test_before_training(house, tiny):
 def test_attributions(house):
     """A weight for each word, at full strength whatever was asked before."""
     service, (run, *_) = house
-    expected = service.attributions(run, "  Claim your\nprize ")
+    text = "  Claim your\nprize "
+    expected = service.attributions(run, text)
     assert [word.text for word in expected] == ["Claim", "your", "prize"]
     service.classify(run, TEXTS, 0.0)
-    assert service.attributions(run, "Claim your prize") == expected
-    whole = service.classify(run, ["Claim your prize"])[0].p_spam
+    assert service.attributions(run, text) == expected
+    whole = service.classify(run, [text])[0].p_spam  # what the verdict above the words says
     for word in expected:
         assert word.without == pytest.approx(whole - word.weight, abs=1e-6)
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -26,16 +27,18 @@ class Word:
 def word_attributions(classifier: Classifier, text: str) -> list[Word]:
     """Leave each word out in turn and ask again (occlusion, Zeiler and Fergus 2014, section 3).
 
-    The first MOST_WORDS words are tried. White space is dropped: the words joined by single spaces
-    give the message as it is shown.
+    The first MOST_WORDS words are tried. A word goes with the white space behind it, the last one
+    with that before it; all other white space stays, for the model reads it too.
     """
-    words = re.findall(r"\S+", text)
-    tried = words[:MOST_WORDS]
-    shorter = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(tried))]
-    whole, *without = classifier.verdicts([" ".join(words), *shorter])
+    words = list(re.finditer(r"\S+", text))
+    cuts = [(word.start(), after.start()) for word, after in pairwise(words)]
+    if words:
+        cuts.append((words[-2].end() if len(words) > 1 else 0, len(text)))
+    shorter = [text[:start] + text[end:] for start, end in cuts[:MOST_WORDS]]
+    whole, *without = classifier.verdicts([text, *shorter])
     return [
-        Word(word, whole.p_spam - left.p_spam, left.p_spam)
-        for word, left in zip(tried, without, strict=True)
+        Word(word.group(), whole.p_spam - left.p_spam, left.p_spam)
+        for word, left in zip(words[:MOST_WORDS], without, strict=True)
     ]
 
 

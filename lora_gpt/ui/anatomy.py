@@ -63,6 +63,12 @@ def lesson(node: "Node", scale: float) -> tuple[str, str]:
     words, formula = LESSONS.get(node.type, ("A part of the model.", ""))
     if node.type == "Linear" and not any(name == "bias" for name, _ in node.shapes):
         formula = "y = x Wᵀ"
+    if node.path == "out_head" and node.kind != "head":
+        words = (
+            "Reads a number for every token off the last vector. GPT-2's files hold this matrix"
+            " once, for tok_emb and for this; as a module it is counted a second time. Without it"
+            " the model has as many parameters as its name says."
+        )
     if node.kind == "head":
         words = "New and trained from nothing: one number for ham, one for spam."
     return words, formula.format(scale=f"{scale:.3g}")

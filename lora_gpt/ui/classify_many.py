@@ -1,6 +1,6 @@
 """Many messages in the Classify tab: typed one a line or from a file, out as a table and a CSV."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from lora_gpt.service import Service, Verdict, verdicts_csv
 from lora_gpt.ui import classify_view as view
 from lora_gpt.ui.classify_runs import NO_RUN
-from lora_gpt.ui.errors import guard
+from lora_gpt.ui.errors import complaint
 from lora_gpt.ui.session import PRIVATE
 
 UNASKED = "<p class='empty'>The verdicts will stand here, with a file to take away.</p>"
@@ -37,23 +37,30 @@ def build_many(service: Service, run: gr.Dropdown) -> None:
             table = gr.HTML(UNASKED, elem_id="verdicts")
             take = gr.DownloadButton("Download as CSV", visible=False, size="md")
 
+    def nothing(sentence: str = UNASKED) -> list[Any]:
+        # What stood there told of other messages, or of another classifier.
+        return [sentence, gr.DownloadButton(visible=False)]
+
     def shown(verdicts: Sequence[Verdict]) -> list[Any]:
         # The mark at the start tells spreadsheets that the file is UTF-8.
         contents = verdicts_csv(verdicts).encode("utf-8-sig")
         kept = save_bytes_to_cache(contents, FILE_NAME, take.GRADIO_CACHE)
         return [view.table_html(verdicts), gr.DownloadButton(value=kept, visible=True)]
 
-    @guard
-    def of_lines(run_id: str | None, given: str) -> list[Any]:
-        if not run_id:
-            raise ValueError(NO_RUN)
-        return shown(service.classify(run_id, given.split("\n")))
+    def answered(run_id: str | None, ask: Callable[[str], Sequence[Verdict]]) -> list[Any]:
+        try:
+            if not run_id:
+                raise ValueError(NO_RUN)
+            return shown(ask(run_id))
+        except (ValueError, OSError) as error:
+            return nothing(f"<p class='empty'>{complaint(error)}</p>")
 
-    @guard
+    def of_lines(run_id: str | None, given: str) -> list[Any]:
+        return answered(run_id, lambda run: service.classify(run, given.split("\n")))
+
     def of_file(run_id: str | None, path: str) -> list[Any]:
-        if not run_id:
-            raise ValueError(NO_RUN)
-        return shown(service.classify_file(run_id, Path(path)))
+        return answered(run_id, lambda run: service.classify_file(run, Path(path)))
 
     send.click(of_lines, [run, texts], [table, take], show_progress="minimal", **PRIVATE)
+    run.change(nothing, None, [table, take], show_progress="hidden", **PRIVATE)
     upload.upload(of_file, [run, upload], [table, take], show_progress="minimal", **PRIVATE)

@@ -188,11 +188,12 @@ def draw(service: Service, asked: Asked | None) -> list[Any]:
 
 
 def at_strength(
-    service: Service, on: Stage, asked: Asked | None, strength: float
+    service: Service, on: Stage, asked: Asked | None, strength: float | None
 ) -> dict[Any, Any]:
-    """The message on show with the adapter at another strength."""
-    if asked is None:
-        return {on.asked: None}
+    """The message on show with the adapter at another strength; None comes from a box that is empty
+    for a moment."""
+    if asked is None or strength is None:
+        return {on.asked: asked}
     after = service.classify(asked.run, [asked.text], strength)[0]
     shown: dict[Any, Any] = {
         on.verdict: view.verdict_html(after, asked.before, strength),

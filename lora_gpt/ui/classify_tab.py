@@ -88,13 +88,14 @@ def _wire(service: Service, on: Stage, question: Question, triggers: list[Any]) 
         return answer(service, on, run_id, text)
 
     @guard
-    def louder(asked: Asked | None, strength: float) -> dict[Any, Any]:
+    def louder(asked: Asked | None, strength: float | None) -> dict[Any, Any]:
         return at_strength(service, on, asked, strength)
 
     for trigger in triggers:
         asked = trigger(ask, [*question], on.components(), show_progress_on=on.stale(), **ASK)
         _explained(service, on, asked)
-    on.strength.input(louder, [on.asked, on.strength], on.components(), **REDRAW)
+    # `input` would not hear of the button that puts it back, nor of a number that is cut to fit.
+    on.strength.change(louder, [on.asked, on.strength], on.components(), **REDRAW)
 
 
 def _begin(service: Service, on: Stage, question: Question, trigger: Any) -> Any:

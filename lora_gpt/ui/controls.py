@@ -17,6 +17,16 @@ __all__ = ["complaint", "config_from", "control", "default_of"]
 MOST_SLIDER_STEPS = 1024
 
 
+def _as_sent(self: gr.Slider, payload: Any) -> Any:
+    """The value is judged by the knob's own rule: Gradio's answer to a box that was emptied
+    for a moment is an exception, and its sentence for a bound names no field."""
+    return payload
+
+
+# Not a class of our own: Gradio writes a file beside each that it finds.
+gr.Slider.preprocess = _as_sent  # type: ignore[method-assign]
+
+
 def default_of(name: str) -> Any:
     """What the knob `name` is in a run that nobody changed. Raises BadValue for no such knob."""
     group: Any = GROUPS.get(group_of(name), RunConfig)

@@ -46,13 +46,20 @@ class Stage:
 
 
 def stage_of(
-    service: Service, model: str, lora: LoRAConfig, classifier: bool, chosen: str
+    service: Service,
+    model: str,
+    lora: LoRAConfig,
+    classifier: bool,
+    chosen: str,
+    side: str = "after",
 ) -> Stage:
-    """The tab's contents for one choice of knobs; `chosen` is the path of a module."""
+    """The tab's contents for one choice of knobs; `chosen` is the path of a module, explained as it
+    is 'before' or 'after' injection."""
     shown = "classifier" if classifier else "lora"
     before, after = service.tree(model, "base", lora), service.tree(model, shown, lora)
     # A module that the new choice no longer has gives way to the one that it stood in.
-    paths = {node.path: node for node in after.walk()}
+    looked_at = before if side == "before" else after
+    paths = {node.path: node for node in looked_at.walk()}
     while chosen not in paths:
         chosen = chosen.rpartition(".")[0]
     node = paths[chosen]
@@ -61,7 +68,7 @@ def stage_of(
         stats=stats_html(after, before),
         said=said_html(after),
         trees=tree_html(before, after),
-        picture=picture_html(linear_of(after, chosen), lora.scale),
+        picture=picture_html(linear_of(looked_at, chosen), lora.scale),
         module=anatomy_html(node, service.arithmetic(node), lora.scale),
         stages=stages_html(service.counts(model, lora), shown),
         before=service.printed(before),
@@ -103,16 +110,18 @@ def build_tab(service: Service, session: Session) -> None:
         return stage_of(service, config.model, config.lora, bool(classifier), str(path)).values()
 
     def pick(data: gr.EventData, *values: Any) -> list[Any]:
-        path = str(data._data.get("module", ""))[:100]
+        path, side = (str(data._data.get(name, ""))[:100] for name in ("module", "side"))
         try:
             config = config_from(KNOBS, values[:-1], SHOWN)
         except BadValue:  # said where the knobs are
             return [gr.skip()] * 3
-        stage = stage_of(service, config.model, config.lora, bool(values[-1]), path)
+        stage = stage_of(service, config.model, config.lora, bool(values[-1]), path, side)
         return [path, stage.picture, stage.module]
 
     gr.on([each.change for each in (*knobs, head)], redraw, inputs, outputs, **REDRAW)
-    trees.pick(pick, [*knobs, head], [chosen, picture, module], **REDRAW)
+    # Each on its own: of picks that wait for each other Gradio sends the first one's data again.
+    each = REDRAW | {"trigger_mode": "multiple"}
+    trees.pick(pick, [*knobs, head], [chosen, picture, module], **each)
 
 
 def _controls() -> list[Any]:

@@ -132,7 +132,7 @@ def comparison(end: Finished) -> str:
     if end.validation is not None:
         extra += f", validation accuracy {percent(end.validation['accuracy'])}"
     if end.peak_memory_mb is not None:
-        extra += f", most memory {about_megabytes(end.peak_memory_mb)}"
+        extra += f", most memory of its process {about_megabytes(end.peak_memory_mb)}"
     told_apart = "".join(
         f"<dt>{label}</dt><dd>{about}</dd>"
         for label, about in [*MEASURES.values(), ("Linear", BASELINE)]

@@ -25,7 +25,7 @@ def _unread(service: Service, run_id: str, owner: str) -> Course:
         label=run_label(run.config),
         config=run.config,
         mine=service.owns(run_id, owner),
-        bundled=run_id in SAMPLE_RUNS,
+        bundled=run.id in SAMPLE_RUNS,
     )
 
 

@@ -76,7 +76,8 @@ const draw = () => {
 };
 const pick = (row) => {
   chosen = row.dataset.path; show(); row.focus();
-  trigger('pick', {module: chosen});  // Gradio takes 'path' for an uploaded file
+  // Not as 'path', which Gradio takes for an uploaded file.
+  trigger('pick', {module: chosen, side: row.closest('[role=tree]').dataset.side});
 };
 const turn = (row, opened) => {
   const path = row.dataset.path;
@@ -125,7 +126,7 @@ watch('value', draw); draw();
 
 
 def tree_view(value: str, chosen: str) -> gr.HTML:
-    """The component; it triggers `pick` with {module: path} when a module is chosen."""
+    """The component; it triggers `pick` with {module: path, side: 'before' or 'after'}."""
     return gr.HTML(
         value=value,
         html_template=TEMPLATE,

@@ -45,13 +45,19 @@ def p_spam(classifier, text):
 
 def test_a_word_weighs_what_is_missed_without_it(classifier):
     """Worked out by hand: the message with the word, less the message without."""
-    words = ["WIN", "a", "prize", "now,", "call", "0800"]
+    shorter = {
+        "WIN": "a prize now,  call \n 0800",
+        "a": "WIN prize now,  call \n 0800",
+        "prize": "WIN a now,  call \n 0800",
+        "now,": "WIN a prize call \n 0800",
+        "call": "WIN a prize now,  0800",
+        "0800": "WIN a prize now,  call",
+    }
     found = word_attributions(classifier, TEXT)
-    assert [word.text for word in found] == words
-    for place, word in enumerate(found):
-        without = " ".join(words[:place] + words[place + 1 :])
-        assert word.without == pytest.approx(p_spam(classifier, without), abs=1e-6)
-        whole = p_spam(classifier, " ".join(words))
+    assert [word.text for word in found] == [*shorter]
+    for word in found:
+        assert word.without == pytest.approx(p_spam(classifier, shorter[word.text]), abs=1e-6)
+        whole = p_spam(classifier, TEXT)
         assert word.weight == pytest.approx(whole - word.without, abs=1e-6)
     assert any(abs(word.weight) > 1e-4 for word in found)
 
@@ -66,7 +72,9 @@ def test_a_long_message_is_tried_for_its_first_words(classifier, monkeypatch):
     monkeypatch.setattr(insight, "MOST_WORDS", 2)
     found = word_attributions(classifier, TEXT)
     assert [word.text for word in found] == ["WIN", "a"]
-    assert found[0].without == pytest.approx(p_spam(classifier, "a prize now, call 0800"), abs=1e-6)
+    assert found[0].without == pytest.approx(
+        p_spam(classifier, "a prize now,  call \n 0800"), abs=1e-6
+    )
 
 
 def test_strength_0_is_the_base_under_the_head(classifier):

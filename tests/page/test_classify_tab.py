@@ -93,6 +93,9 @@ def test_strength(app, classify):
     expect(page.locator("#verdict").get_by_label("at strength 0:")).to_be_visible()
     expect(page.locator("#verdict").get_by_label("after training")).to_have_count(0)
     expect(page.locator("#words")).to_contain_text("with the adapter at strength 1")
+    page.get_by_label("number input for Strength of the adapter").fill("")
+    page.locator("#strength").get_by_role("button", name="Reset to default value").click()
+    expect(page.locator("#verdict").get_by_label("after training")).to_be_visible()
 
 
 def test_the_message_before_is_dimmed_while_the_model_works(app, classify, monkeypatch):
@@ -182,10 +185,15 @@ def test_file(classify):
 
 
 def test_bad_file(visit):
-    """A file that is no text is refused in a sentence that names it."""
+    """A file that is no text is refused in a sentence that names it, where the verdicts of other
+    messages stood: they are no answer to this one."""
     page = visit("Classify")
+    page.get_by_label("Messages", exact=True).fill("Win a prize now")
+    page.get_by_role("button", name="Classify all").click()
+    expect(page.locator("#verdicts .count")).to_be_visible()
     upload(page, "mine.csv", b"PK\x03\x04\0\0\0\0")
-    expect(page.get_by_text("mine.csv: must be a text file")).to_be_visible()
+    expect(page.locator("#verdicts")).to_contain_text("mine.csv: must be a text file")
+    expect(page.get_by_text("Download as CSV")).to_be_hidden()
 
 
 def test_another_classifier(app, classify):

@@ -90,6 +90,17 @@ def test_a_chosen_module_is_explained(visit):
     expect(module).to_contain_text("8 × (3,072 + 768) = 30,720")
 
 
+def test_a_module_before_injection_is_explained_as_it_was(visit):
+    """The output head that the new one replaces, and why it is counted a second time."""
+    page = visit("Model")
+    row(page, "out_head", "before").click()
+    module = page.locator("#module")
+    expect(module).to_contain_text("38,597,376")
+    expect(module).to_contain_text("once, for tok_emb and for this")
+    row(page, "out_head").click()
+    expect(module).to_contain_text("1,538")
+
+
 def test_the_tree_works_with_the_keys_alone(visit):
     """Down, right and left move and fold; Enter explains; the focus is never lost."""
     page = visit("Model")

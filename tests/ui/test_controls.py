@@ -73,6 +73,14 @@ def test_what_a_widget_cannot_mean_is_refused_by_name(name, value, words):
         config_from([name], [value], RunConfig())
 
 
+@pytest.mark.parametrize("value", [None, -3, 300])
+def test_what_a_slider_sends_is_judged_by_the_knob(value):
+    """A box that is emptied for a moment, or holds too much, is refused in a sentence of ours."""
+    sent = control("rank").preprocess(value)
+    with pytest.raises(BadValue, match="rank: must be a whole number from 1 to 256"):
+        config_from(["rank"], [sent], RunConfig())
+
+
 def test_a_complaint_names_the_label_and_is_harmless():
     """People know 'Rank r', not 'rank'; and a value is shown, never run."""
     error = BadValue("rank", "must be a whole number", "<img src=x onerror=alert(1)>")
