@@ -6,6 +6,7 @@ was interrupted. With `--json` the last line of the output is JSON: an object, o
 
 import argparse
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -335,7 +336,8 @@ def run_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def run_delete(arguments: argparse.Namespace) -> dict[str, Any]:
     service = _service(arguments)
     # Whoever has the command line has the folder: there is no owner to ask for.
-    run = service.store.open(_run_name(service, arguments.run))
+    name = _run_name(service, arguments.run)  # first: a folder brings its own store
+    run = service.store.open(name)
     run.delete()
     print(f"Run {run.id} is deleted.")
     return {"run": run.id}
@@ -380,6 +382,9 @@ def _run_name(service: Service, name: str) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file that a training is piped into grows; what a narrow encoding lacks is escaped.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     arguments = build_parser().parse_args(words)
     try:
         found = globals()[f"run_{arguments.command}"](arguments)

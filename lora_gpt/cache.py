@@ -33,12 +33,9 @@ class Cache(Generic[Value]):
             with self._lock:
                 if key in self._kept:
                     return self._kept[key]
-            try:
-                value = make()
-            finally:
-                with self._lock:
-                    self._making.pop(key, None)
+            value = make()
             with self._lock:
+                self._making.pop(key, None)
                 self._kept[key] = value
                 while len(self._kept) > 1 and not self._has_room():
                     self._kept.popitem(last=False)

@@ -21,6 +21,7 @@ import platformdirs
 from lora_gpt.cache import Cache
 from lora_gpt.classifiers import Classifiers
 from lora_gpt.config import (
+    DATA_SOURCES,
     LEARNING_RATES,
     MODELS,
     BadValue,
@@ -305,9 +306,12 @@ class Service:
 
     def run_here(self, config: RunConfig) -> tuple[str, Iterator[Event]]:
         """Make a run folder and train in this process: its id, and the events as they come."""
-        path = Path(config.data.data)
-        if path.is_file():  # found again from wherever the run is resumed
+        # Files and folders are found again from wherever the run is resumed or asked.
+        path, weights = Path(config.data.data), Path(config.weights)
+        if config.data.data not in DATA_SOURCES and path.is_file():
             config = config.changed(data=str(path.resolve()))
+        if config.weights and weights.exists():
+            config = config.changed(weights=str(weights.resolve()))
         self._check(config)
         run = self.store.create(config)
         return run.id, carry_out(run, train)
@@ -315,9 +319,12 @@ class Service:
     def resume_here(self, run_id: str) -> tuple[str, Iterator[Event]]:
         """Go on with a run in this process. Raises StoreError where another one trains it."""
         run = self.store.open(run_id)
-        if run.status == "finished":
-            raise BadValue("run", "must not be finished to be resumed", run_id)
+        if run.reserved:
+            rule = "must not wait in the queue of a server to be resumed here"
+            raise BadValue("run", rule, run_id)
         with run.claim():  # another process may train it, and have been asked to stop
+            if run.is_finished:
+                raise BadValue("run", "must not be finished to be resumed", run_id)
             run.clear_stop()
         return run.id, carry_out(run, train)
 

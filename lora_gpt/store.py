@@ -199,6 +199,11 @@ class Run:
                 return "queued"
         return "interrupted"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether training came to its end and nobody asked for more, also while it is held."""
+        return isinstance(self._turning_point(), Finished)
+
     def claim(self) -> "_Held":
         """A context in which this process alone trains the run. StoreError if another one does."""
         return _Held(self.path / _CLAIM, f"run: must not be trained twice at once; got {self.id}")

@@ -50,6 +50,8 @@ def carry_out(run: Run, train: Train) -> Generator[Event, None, None]:
 
 
 def _kept(run: Run, train: Train) -> Iterator[Event]:
+    if run.is_finished:  # by another process, while this one waited
+        return
     step = run.checkpoint_step()
     if run.stop_requested():
         yield _stopped(run, step)

@@ -8,7 +8,7 @@ import pytest
 
 import lora_gpt  # noqa: F401, before torch: it says how threads wait, as it does for the app
 
-MAY_BE_SKIPPED = ("needs a CUDA device", "root reads every file", "no oneDNN layout")
+MAY_BE_SKIPPED = ("needs a CUDA device", "root reads every file", "no oneDNN layout for 16 bits")
 """Reasons for which a test may be skipped even in CI: it has no GPU, may run as root, and on a
 processor without units for bfloat16."""
 

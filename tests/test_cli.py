@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,25 @@ def test_delete(tmp_path, capsys):
     for gone in (first.id, "rank-8", "../runs"):
         assert "run: " in refused(["delete", gone, "--runs", str(store.root)], capsys)
     assert kept.path.is_dir()
+
+
+def test_a_run_is_deleted_in_the_folder_that_was_named(tmp_path, monkeypatch):
+    """Not the one of the same name where runs are kept otherwise."""
+    usual, elsewhere = (RunStore(tmp_path / name) for name in ("usual", "elsewhere"))
+    kept = usual.create(RunConfig())
+    shutil.copytree(kept.path, elsewhere.root / kept.id)
+    monkeypatch.setenv("LORA_GPT_RUNS", str(usual.root))
+    assert main(["delete", str(elsewhere.root / kept.id)]) == 0
+    assert kept.path.is_dir() and not elsewhere.runs()
+
+
+def test_what_a_narrow_encoding_lacks_is_escaped(tmp_path):
+    """A report that is redirected on such a system is still written, a line at a time."""
+    told = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "lora_gpt", "report", "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, env=told, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.startswith(b"# LoRA on") and b"\\x" in done.stdout
 
 
 # --- interruption and failure --------------------------------------------------------------------

@@ -23,6 +23,7 @@ from lora_gpt.core.classify import Verdict
 from lora_gpt.core.data import DataError, read_messages
 from lora_gpt.core.lora import lora_layers
 from lora_gpt.core.structure import StageCount
+from lora_gpt.core.training import train
 from lora_gpt.events import Adapter, Finished, Started, Step, Stopped, Validation
 from lora_gpt.jobs import Jobs, JobsError
 from lora_gpt.service import (
@@ -35,6 +36,7 @@ from lora_gpt.service import (
     verdicts_csv,
 )
 from lora_gpt.store import ADAPTER, NOBODY, Run, RunNotFound, RunStore, StoreError
+from lora_gpt.worker import carry_out
 
 HERE = Path(__file__).parent
 TEXTS = ["Claim your prize now", "See you at 4, love Ann", "ok"]
@@ -588,6 +590,30 @@ def test_before_training(house, tiny):
         v.p_spam if m.is_spam else 1 - v.p_spam for v, m in zip(said, parts.validation, strict=True)
     ]
     assert -torch.tensor(chances).log().mean() == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_a_finished_run_is_not_resumed_whoever_finished_it(house, service, tiny, monkeypatch):
+    """Also where it came to its end between the look at it and the claim on it."""
+    elsewhere, (run, *_) = house
+    with pytest.raises(BadValue, match="must not be finished"):
+        elsewhere.resume_here(run)
+    before = (elsewhere.find(run).path / "events.jsonl").read_bytes()
+    assert [*carry_out(elsewhere.find(run), train)] == []
+    assert (elsewhere.find(run).path / "events.jsonl").read_bytes() == before
+    waiting = service.store.create(tiny)
+    with waiting.reserve(), pytest.raises(BadValue, match="must not wait in the queue"):
+        service.resume_here(waiting.id)
+
+
+def test_weights_in_a_folder_are_found_from_anywhere(service, few, tmp_path, monkeypatch):
+    """A relative path is kept whole; a file called like a data set is not that data set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "bundled").write_text("label,text\n", encoding="utf-8")
+    monkeypatch.setattr(service, "_check", lambda config: None)
+    run_id, _ = service.run_here(RunConfig().changed(weights="base"))
+    config = service.find(run_id).config
+    assert config.weights == str(tmp_path / "base") and config.data.data == "bundled"
 
 
 def test_attributions(house):

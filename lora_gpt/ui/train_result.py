@@ -78,7 +78,7 @@ def verdict(end: Finished) -> str:
         return "The model is better than the linear baseline: the two intervals do not meet."
     if high < other_low:
         return "The linear baseline is better than the model: the two intervals do not meet."
-    return "The two intervals overlap: a test of this size cannot tell which of the two is better."
+    return "The two intervals overlap: which of the two is better may be chance."
 
 
 def confusion(measured: Mapping[str, Any]) -> str:

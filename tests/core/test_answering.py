@@ -134,3 +134,14 @@ def test_a_packed_layer_is_the_plain_one(gelu, bias):
         expected = torch.cat([linear(x) for linear in linears], -1).detach()
         expected = F.gelu(expected, approximate="tanh") if gelu else expected
         torch.testing.assert_close(packed(x), expected, **CLOSE)
+
+
+@needs_layout
+def test_a_library_that_rounds_is_refused(monkeypatch):
+    """Where oneDNN was told to multiply 32 bits in 16, answers would not be the model's."""
+    real = PackedWeight.__call__
+    PackedWeight.works_here.cache_clear()
+    rounded = lambda *given: real(*given).bfloat16().float()  # noqa: E731
+    monkeypatch.setattr(PackedWeight, "__call__", rounded)
+    assert not PackedWeight.works_here(torch.float32)
+    PackedWeight.works_here.cache_clear()

@@ -313,7 +313,7 @@ def test_a_finished_run_shows_model_and_baseline_side_by_side():
 @pytest.mark.parametrize(
     ("model", "other", "told"),
     [
-        ((0.95, 0.99), (0.94, 0.98), "cannot tell"),
+        ((0.95, 0.99), (0.94, 0.98), "may be chance"),
         ((0.95, 0.99), (0.80, 0.94), "The model is better"),
         ((0.80, 0.90), (0.95, 0.99), "The linear baseline is better"),
     ],
