@@ -70,7 +70,7 @@ class Classifiers:
         return self._made.get((run.path, "after"), lambda: self._trained(run))
 
     def _answering(self, run: Run) -> Classifier:
-        """The same at full strength for good: a fifth to a third less time for a message."""
+        """The same at full strength for good: a third less time for a message."""
         return self._made.get((run.path, "answering"), lambda: _only_answering(self._after(run)))
 
     def _trained(self, run: Run) -> Classifier:

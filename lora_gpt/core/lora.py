@@ -110,15 +110,8 @@ class PackedBothWays:
     """A frozen weight W (out, in) in the processor's own layout, once for each way."""
 
     def __init__(self, weight: Tensor):
-        self._forth, self._back = PackedWeight(weight), PackedWeight(weight.T)
-
-    def forth(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x W^T + b, (N, in) -> (N, out)."""
-        return self._forth(x, bias)
-
-    def back(self, gradient: Tensor) -> Tensor:
-        """gradient W, (N, out) -> (N, in)."""
-        return self._back(gradient)
+        self.forth, self.back = PackedWeight(weight), PackedWeight(weight.T)
+        """x W^T + b, (N, in) -> (N, out), and gradient W, (N, out) -> (N, in)."""
 
 
 class LinearWithLoRA(nn.Module):

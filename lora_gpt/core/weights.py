@@ -32,8 +32,8 @@ BUNDLED = ASSETS / "mini"
 FILE = "model.safetensors"
 FILES = FILE + INDEX
 LARGEST_FILE = 10_000_000
-LARGEST_DESCRIPTION = 1_000_000  # bytes of a config.json; real ones have a thousand
 """Bytes. Git hosts take no larger files without an extension that would have to be installed."""
+LARGEST_DESCRIPTION = 1_000_000  # bytes of a config.json; real ones have a thousand
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5")
 IGNORED = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|score\.weight")
 """What GPT-2 checkpoints may hold beside the base: causal masks, a head for classification."""
