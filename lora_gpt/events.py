@@ -1,14 +1,19 @@
 """What a training run says: plain frozen dataclasses, each one JSON line.
 
 The run folder's `events.jsonl` is a sequence of these. Knows nothing of torch, files or pages; the
-two events that carry tensors (`Checkpoint`, `Adapter`) keep them in `files`, which never
-enters the JSON: whoever consumes the events decides where tensors go.
+two events that carry tensors (`Checkpoint`, `Adapter`) can write them as `files`, which never
+enter the JSON: whoever consumes the events decides where tensors go.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+Write = Callable[[Path], None]
+"""Writes a file to a path that it is given; OSError where that cannot be. The tensors are those of
+the training, not a copy: to be called before the next event is asked for."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,8 @@ class Checkpoint:
     """Everything needed to go on after `step` steps, as one safetensors file."""
 
     step: int
-    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
-    """Contents by file name."""
+    files: dict[str, Write] = field(default_factory=dict, compare=False, repr=False)
+    """By file name."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,8 @@ class Adapter:
     """What was trained, in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`."""
 
     step: int
-    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
-    """Contents by file name."""
+    files: dict[str, Write] = field(default_factory=dict, compare=False, repr=False)
+    """By file name."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from lora_gpt.events import (
     Resumed,
     Stopped,
     Validation,
+    Write,
     from_json,
     to_json,
 )
@@ -139,11 +140,11 @@ class Run:
         A finished run is never resumed: its checkpoint, the largest file of the folder, goes.
         """
         if isinstance(event, Checkpoint | Adapter):
-            for name, contents in event.files.items():
+            for name, write in event.files.items():
                 if name not in (CHECKPOINT, *ADAPTER):
                     raise ValueError(f"files: must be {CHECKPOINT}, {ADAPTER}; got {name!r}")
                 with _writing(self.path):
-                    _replace(self.path / name, contents)
+                    _replace(self.path / name, write)
         self.append(event)
         if isinstance(event, Finished):
             with suppress(OSError):  # it takes room and does no harm
@@ -431,13 +432,12 @@ def _contents(path: Path) -> bytes | None:
         return None
 
 
-def _replace(path: Path, contents: bytes) -> None:
+def _replace(path: Path, write: Write) -> None:
     """Write a file so that whoever reads it sees the old one or the new one, never a part."""
     fresh = path.with_name(f".{path.name}.new")
     try:
-        with fresh.open("wb") as file:
-            file.write(contents)
-            file.flush()
+        write(fresh)
+        with fresh.open("rb+") as file:
             os.fsync(file.fileno())
         fresh.replace(path)
     except OSError:

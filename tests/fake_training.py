@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_gpt.config import BadValue, RunConfig
-from lora_gpt.events import Adapter, Checkpoint, Event, Finished, Progress, Started, Step
+from lora_gpt.events import Adapter, Checkpoint, Event, Finished, Progress, Started, Step, Write
 
 PARTS = (0, 0, 0, 0, 0)  # sizes of the parts, leaks
 SPEED = (0.0, 0.0, 0.0)  # tokens and messages a second, seconds left
@@ -22,6 +22,15 @@ FAULTS = {
     "not finite": ArithmeticError("learning_rate: must be lower; got 1"),
     "overflow": OverflowError("too large"),
 }
+
+
+def writes(contents: bytes) -> Write:
+    """What an event carries for a file of `contents`."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(contents)
+
+    return write
 
 
 def train(config: RunConfig, checkpoint: bytes | None = None) -> Iterator[Event]:
@@ -38,8 +47,9 @@ def train(config: RunConfig, checkpoint: bytes | None = None) -> Iterator[Event]
             os._exit(3)
         yield Step(step, 1, step + 1, 0.5, 0.9, 1e-3, 1.0, 10, 8, 0.1, *SPEED)
         if (step + 1) % 2 == 0:
-            yield Checkpoint(step + 1, {"checkpoint.safetensors": str(step + 1).encode()})
+            yield Checkpoint(step + 1, {"checkpoint.safetensors": writes(str(step + 1).encode())})
     about = Path(config.data.data).read_bytes() if Path(config.data.data).is_file() else b"-"
-    yield Adapter(last, {"adapter_config.json": b"{}", "adapter_model.safetensors": about})
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": about}
+    yield Adapter(last, {name: writes(contents) for name, contents in files.items()})
     torch_is_here = {"torch": "torch" in sys.modules}
     yield Finished(last, 0.1, 0.2, 1.0, None, torch_is_here, {}, 1.0)

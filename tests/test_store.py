@@ -20,6 +20,7 @@ from lora_gpt.events import (
     Resumed,
     Started,
     Stopped,
+    Write,
 )
 from lora_gpt.store import Run, RunNotFound, RunStore, StoreError
 
@@ -46,6 +47,15 @@ def store(tmp_path: Path) -> RunStore:
 @pytest.fixture
 def run(store: RunStore) -> Run:
     return store.create(RunConfig(), "ada")
+
+
+def writes(contents: bytes) -> Write:
+    """What an event carries for a file of `contents`."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(contents)
+
+    return write
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -258,10 +268,10 @@ def test_a_torn_line_is_skipped(run):
 def test_files_of_events_stand_beside_them(run):
     """Checkpoint and adapter become files; the events stay in the list, without their contents."""
     assert run.checkpoint() is None and run.adapter_files() == {} and run.checkpoint_step() == 0
-    run.keep(Checkpoint(2, {"checkpoint.safetensors": b"two"}))
-    run.keep(Checkpoint(4, {"checkpoint.safetensors": b"four"}))
+    run.keep(Checkpoint(2, {"checkpoint.safetensors": writes(b"two")}))
+    run.keep(Checkpoint(4, {"checkpoint.safetensors": writes(b"four")}))
     files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
-    run.keep(Adapter(4, files))
+    run.keep(Adapter(4, {name: writes(contents) for name, contents in files.items()}))
     assert run.checkpoint() == b"four" and run.checkpoint_step() == 4
     assert run.adapter_files() == files
     assert run.since(0)[0] == [Checkpoint(2), Checkpoint(4), Adapter(4)]
@@ -270,7 +280,7 @@ def test_files_of_events_stand_beside_them(run):
 
 def test_a_finished_run_keeps_no_checkpoint(run):
     """It cannot be resumed, and the checkpoint is its largest file."""
-    run.keep(Checkpoint(4, {"checkpoint.safetensors": b"four"}))
+    run.keep(Checkpoint(4, {"checkpoint.safetensors": writes(b"four")}))
     run.keep(FINISHED)
     assert run.checkpoint() is None and run.checkpoint_step() == 0
     assert run.since(0)[0] == [Checkpoint(4), FINISHED]
@@ -278,21 +288,21 @@ def test_a_finished_run_keeps_no_checkpoint(run):
 
 def test_a_file_that_cannot_be_finished_leaves_the_old_one(run, monkeypatch):
     """A full disk loses the new checkpoint, not the last one, and is told in one sentence."""
-    run.keep(Checkpoint(2, {"checkpoint.safetensors": b"two"}))
+    run.keep(Checkpoint(2, {"checkpoint.safetensors": writes(b"two")}))
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store_module.os, "fsync", full)
     with pytest.raises(StoreError, match=r"run folder: needs free disk space; got .*\)$"):
-        run.keep(Checkpoint(4, {"checkpoint.safetensors": b"four"}))
+        run.keep(Checkpoint(4, {"checkpoint.safetensors": writes(b"four")}))
     assert run.checkpoint() == b"two" and run.checkpoint_step() == 2
     assert not list(run.path.glob("*.new")) and not list(run.path.glob(".*.new"))
 
 
 def test_no_event_writes_a_file_of_another_name(run):
     with pytest.raises(ValueError, match=r"files: must be .* got '../owner.json'"):
-        run.keep(Checkpoint(2, {"../owner.json": b""}))
+        run.keep(Checkpoint(2, {"../owner.json": writes(b"")}))
 
 
 def test_a_folder_that_is_gone_is_told(run):

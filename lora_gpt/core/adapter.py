@@ -11,18 +11,20 @@ Source of the layout: PEFT, docs "PEFT checkpoint format".
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from lora_gpt.config import MODELS, BadValue, LoRAConfig, RunConfig
-from lora_gpt.core import adapter_config
+from lora_gpt.core import adapter_config, tensor_file
 from lora_gpt.core.adapter_config import HEAD, SAMPLE_SIZE, AdapterError, Plan
 from lora_gpt.core.lora import lora_layers, replace_head, replace_linear_with_lora
 from lora_gpt.core.model import GPTModel
 from lora_gpt.core.tensor_file import is_pickle
+from lora_gpt.events import Write
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -31,8 +33,8 @@ PREFIX = "base_model.model."
 __all__ = ["AdapterError", "adapter_files", "apply_adapter"]
 
 
-def adapter_files(model: GPTModel, config: RunConfig) -> dict[str, bytes]:
-    """The contents of the two files, by name, of a model trained as `config` says.
+def adapter_files(model: GPTModel, config: RunConfig) -> dict[str, Write]:
+    """What writes the two files, by name, of a model trained as `config` says.
 
     'lora' gives every A and B and the head, 'head' the head alone, 'full' every parameter under
     its own name, so that the file is the whole model.
@@ -60,10 +62,14 @@ def adapter_files(model: GPTModel, config: RunConfig) -> dict[str, bytes]:
         rebuild["base_sample"] = base_sample(model)
     base = (config.weights or MODELS[config.model].hub) if config.init == "pretrained" else ""
     fields = adapter_config.peft_fields(config.lora, method, base) | {"lora_gpt": rebuild}
-    contents = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    told = json.dumps(fields, indent=2, sort_keys=True)
+
+    def write_config(path: Path) -> None:
+        path.write_text(told, encoding="utf-8")
+
     return {
-        WEIGHTS_FILE: save(contents, metadata={"format": "pt"}),
-        CONFIG_FILE: json.dumps(fields, indent=2, sort_keys=True).encode(),
+        WEIGHTS_FILE: lambda path: tensor_file.write(path, tensors, {"format": "pt"}),
+        CONFIG_FILE: write_config,
     }
 
 

@@ -1,19 +1,23 @@
-"""Safetensors files and nothing else: opened with a memory map, refused in plain words.
+"""Safetensors files and nothing else: opened with a memory map, written without a copy, refused in
+plain words.
 
 A pickle can run code when it is opened, so it is recognised by its first bytes and never read.
 Large models come as several files and an index, which are read as one file. Knows nothing of
 models: who asks says which tensors there must be.
 """
 
+import errno
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 DTYPES = ("F32", "BF16", "F16")
@@ -108,6 +112,21 @@ def _opened_alone(path: Path) -> Iterator[Any]:
             f"{path}: must be a whole safetensors file, so download or copy it again; got"
             f" {path.stat().st_size:,} bytes that end early or are damaged ({error})."
         ) from error
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
+    """Write `tensors`, with the words `about` them. Raises OSError where the file cannot be."""
+    laid_out = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(laid_out, path, about)
+        path.chmod(mode)  # the library leaves a file that its owner alone may read
+    except SafetensorError as error:
+        # The system's own number says whether the disk is full or closed to us.
+        told = re.search(r"os error (\d+)", str(error))
+        number = int(told[1]) if told else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def check(file: Any, name: str, shape: tuple[int, ...], rows: int = 0) -> None:

@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from lora_gpt.config import MODELS, BadValue, DataConfig, RunConfig, TrainingConfig
-from lora_gpt.core import tokenizer
+from lora_gpt.core import tensor_file, tokenizer
 from lora_gpt.core.adapter import adapter_files
 from lora_gpt.core.baseline import linear_baseline
 from lora_gpt.core.classify import Classifier, logits_in_parts, logits_of
@@ -233,8 +232,10 @@ class Trainer:
         numbers |= {"right": self.right, "seen": self.seen}
         numbers |= {"half_precision": self.model.half_precision, "messages": self.train.digest()}
         about = {"numbers": json.dumps(numbers), "config": json.dumps(_recipe(self.config))}
-        contents = save_bytes({k: v.contiguous().cpu() for k, v in tensors.items()}, about)
-        return Checkpoint(self.step, {"checkpoint.safetensors": contents})
+        return Checkpoint(
+            self.step,
+            {"checkpoint.safetensors": lambda path: tensor_file.write(path, tensors, about)},
+        )
 
     def restore(self, contents: bytes) -> None:
         """Go on from a checkpoint of the same run on the same messages. Raises BadValue for another

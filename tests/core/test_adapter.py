@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -50,9 +52,17 @@ def trained(config: RunConfig) -> GPTModel:
     return model
 
 
+def files_of(model: GPTModel, config: RunConfig) -> dict[str, bytes]:
+    """What `adapter_files` writes, read again."""
+    with TemporaryDirectory() as folder:
+        for name, write_file in adapter_files(model, config).items():
+            write_file(Path(folder, name))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 @pytest.fixture
 def files():
-    return adapter_files(trained(run()), run())
+    return files_of(trained(run()), run())
 
 
 def edited(files, drop=(), **fields):
@@ -108,7 +118,7 @@ def test_what_is_saved_comes_back_bit_for_bit(knobs):
     """Every parameter, every scale and so every logit is the trained model's."""
     config = run(**knobs)
     model, again = trained(config), base()
-    apply_adapter(again, adapter_files(model, config))
+    apply_adapter(again, files_of(model, config))
     expected, found = model.state_dict(), again.state_dict()
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], values) for name, values in expected.items())
@@ -122,7 +132,7 @@ def test_the_new_layers_join_the_mode_of_the_model():
     """A model in evaluation stays there whole, so that dropout never speaks in a verdict."""
     config = run(dropout=0.5)
     model = base()
-    apply_adapter(model, adapter_files(trained(config), config))
+    apply_adapter(model, files_of(trained(config), config))
     assert not any(module.training for module in model.modules())
 
 
@@ -130,7 +140,7 @@ def test_the_new_layers_join_the_mode_of_the_model():
 def test_a_shared_base_stays_as_it_is(method):
     """Parameters of the base are replaced in the model, never written to."""
     shared, config = base(), run(method=method)
-    apply_adapter(share(shared), adapter_files(trained(config), config))
+    apply_adapter(share(shared), files_of(trained(config), config))
     expected = base().state_dict()
     assert all(torch.equal(expected[n], values) for n, values in shared.state_dict().items())
 
@@ -140,7 +150,7 @@ def test_strength_and_merging_do_not_show_in_the_files(files):
     model = trained(run())
     set_strength(model, 0.3)
     merge(model)
-    assert adapter_files(model, run()) == files
+    assert files_of(model, run()) == files
 
 
 def test_the_files_of_lora_hold_the_adapter_alone(files):
@@ -154,14 +164,14 @@ def test_the_files_of_lora_hold_the_adapter_alone(files):
 
 def test_the_files_of_head_hold_the_head_alone():
     """Two tensors."""
-    contents = adapter_files(trained(run(method="head")), run(method="head"))
+    contents = files_of(trained(run(method="head")), run(method="head"))
     assert sorted(load(contents[WEIGHTS_FILE])) == ["base_model.model.out_head.bias", HEAD]
 
 
 def test_the_files_of_full_hold_the_whole_model_and_say_so():
     """Under its own names, and with no PEFT type."""
     model, config = trained(run(method="full")), run(method="full")
-    contents = adapter_files(model, config)
+    contents = files_of(model, config)
     about = json.loads(contents[CONFIG_FILE])
     assert load(contents[WEIGHTS_FILE]).keys() == dict(model.named_parameters()).keys()
     assert about["lora_gpt"]["whole_model"] is True
@@ -209,7 +219,7 @@ def test_peft_loads_our_folder(knobs, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of our own field, which PEFT then leaves out
         theirs = PeftModel.from_pretrained(
-            plain_with_head(), write(tmp_path, adapter_files(model, config))
+            plain_with_head(), write(tmp_path, files_of(model, config))
         )
     torch.testing.assert_close(logits(theirs.base_model.model), logits(model), atol=1e-5, rtol=1e-5)
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load, save
 
 from lora_gpt.config import MODELS, BadValue, RunConfig
 from lora_gpt.core import classify, tokenizer, training
+from lora_gpt.core.adapter import CONFIG_FILE, WEIGHTS_FILE
 from lora_gpt.core.classify import Classifier
 from lora_gpt.core.data import Message, read_messages
 from lora_gpt.core.lora import prepare
@@ -21,6 +23,7 @@ from lora_gpt.core.split import split
 from lora_gpt.core.training import Part, Trainer, _metadata, epoch_order, rate, train
 from lora_gpt.events import Adapter, Checkpoint, Finished, Started, Step, Validation
 
+CHECKPOINT = "checkpoint.safetensors"
 QUICK = RunConfig().changed(
     init="random", epochs=1, max_steps=6, batch_size=4, validate_every=3, checkpoint_every=3
 )
@@ -51,6 +54,27 @@ def losses(config, checkpoint=None):
     return [step.loss for step in steps_of(train(config, checkpoint))]
 
 
+def kept(config, checkpoint=None):
+    """The events of a training, and {(step, name): contents} of the files that they carry: written
+    when they come, as a run folder does."""
+    events, files = [], {}
+    with TemporaryDirectory() as folder:
+        for event in train(config, checkpoint):
+            events.append(event)
+            for name, write in getattr(event, "files", {}).items():
+                write(Path(folder, name))
+                files[event.step, name] = Path(folder, name).read_bytes()
+    return events, files
+
+
+def first_checkpoint():
+    """The file of a training of `few`, stopped there."""
+    with TemporaryDirectory() as folder:
+        event = next(event for event in train(few()) if isinstance(event, Checkpoint))
+        event.files[CHECKPOINT](Path(folder, CHECKPOINT))
+        return Path(folder, CHECKPOINT).read_bytes()
+
+
 def test_the_same_seed_gives_the_same_losses():
     """Bit for bit, dropout included; another seed gives others."""
     config = few(dropout=0.2)
@@ -62,9 +86,8 @@ def test_the_same_seed_gives_the_same_losses():
 def test_stop_and_resume_equals_never_stopped():
     """What comes after a checkpoint does not depend on whether there was a break."""
     config = few(dropout=0.1)
-    whole = list(train(config))
-    kept = next(event for event in whole if isinstance(event, Checkpoint) and event.step == 3)
-    rest = list(train(config, kept.files["checkpoint.safetensors"]))
+    whole, files = kept(config)
+    rest, later = kept(config, files[3, CHECKPOINT])
     quiet = {
         "seconds": 0.0,
         "tokens_per_second": 0.0,
@@ -74,8 +97,7 @@ def test_stop_and_resume_equals_never_stopped():
     assert [replace(s, **quiet) for s in steps_of(rest)] == [
         replace(s, **quiet) for s in steps_of(whole)[3:]
     ]
-    last = [next(e for e in events if isinstance(e, Adapter)) for events in (whole, rest)]
-    assert last[0].files == last[1].files
+    assert all(files[6, name] == later[6, name] for name in (WEIGHTS_FILE, CONFIG_FILE))
     ends = [next(e for e in events if isinstance(e, Finished)).test for events in (whole, rest)]
     assert ends[0] == ends[1]
 
@@ -83,10 +105,9 @@ def test_stop_and_resume_equals_never_stopped():
 def test_a_resumed_run_keeps_its_precision(monkeypatch):
     """A machine that is busy today must not change the numbers of a run that began yesterday."""
     monkeypatch.setattr("lora_gpt.core.training.choose_precision", lambda name, step: "bfloat16")
-    whole = list(train(few()))
-    kept = next(event for event in whole if isinstance(event, Checkpoint) and event.step == 3)
+    whole, files = kept(few())
     monkeypatch.setattr("lora_gpt.core.training.choose_precision", lambda name, step: "float32")
-    rest = list(train(few(), kept.files["checkpoint.safetensors"]))
+    rest = list(train(few(), files[3, CHECKPOINT]))
     assert [s.loss for s in steps_of(rest)] == [s.loss for s in steps_of(whole)[3:]]
     starts = [e.precision for e in whole + rest if isinstance(e, Started)]
     assert starts == ["bfloat16", "bfloat16"]
@@ -94,8 +115,7 @@ def test_a_resumed_run_keeps_its_precision(monkeypatch):
 
 def test_a_checkpoint_from_before_a_knob_was_there_still_fits():
     """A new version knows more knobs; what a run of the old one lacks has its default."""
-    kept = next(event for event in train(few()) if isinstance(event, Checkpoint))
-    contents = kept.files["checkpoint.safetensors"]
+    contents = first_checkpoint()
     with_knob, about = load(contents), json.loads(_metadata(contents)["config"])
     numbers = json.loads(_metadata(contents)["numbers"])
     del about["training"]["precision"], numbers["half_precision"]
@@ -104,8 +124,7 @@ def test_a_checkpoint_from_before_a_knob_was_there_still_fits():
 
 
 def test_a_checkpoint_of_another_run_is_refused():
-    kept = next(event for event in train(few()) if isinstance(event, Checkpoint))
-    contents = kept.files["checkpoint.safetensors"]
+    contents = first_checkpoint()
     with pytest.raises(BadValue, match="same config"):
         list(train(few(rank=4), contents))
     with pytest.raises(BadValue, match="whole checkpoint"):
@@ -115,11 +134,11 @@ def test_a_checkpoint_of_another_run_is_refused():
 def test_a_checkpoint_of_other_messages_is_refused(tmp_path):
     """A file that was edited between stop and resume is split anew: what was trained on would stand
     in the test part."""
-    kept = next(event for event in train(few()) if isinstance(event, Checkpoint))
+    contents = first_checkpoint()
     path = Path(FEW["data"])
     path.write_text(path.read_text("utf-8").replace("gate", "door"), encoding="utf-8")
     with pytest.raises(BadValue, match="the file of messages has changed"):
-        list(train(few(), kept.files["checkpoint.safetensors"]))
+        list(train(few(), contents))
 
 
 def _broken(contents, about=(), **changes):
@@ -136,8 +155,7 @@ def _broken(contents, about=(), **changes):
 def test_a_checkpoint_that_is_not_whole_is_refused():
     """Nothing trained, other shapes, no numbers, a step that is none: a sentence, no traceback, and
     never fresh weights that go on in the middle of a run."""
-    kept = next(event for event in train(few()) if isinstance(event, Checkpoint))
-    contents = kept.files["checkpoint.safetensors"]
+    contents = first_checkpoint()
     numbers = json.loads(_metadata(contents)["numbers"])
     for broken, rule in (
         (_broken(contents, drop="model."), "must hold what this run trains"),
@@ -158,8 +176,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused():
 
 def test_the_time_of_a_resumed_run_holds_that_of_its_earlier_steps():
     """The whole run, with loading and measuring, never took less than its steps."""
-    kept = next(event for event in train(few()) if isinstance(event, Checkpoint))
-    contents = kept.files["checkpoint.safetensors"]
+    contents = first_checkpoint()
     numbers = json.loads(_metadata(contents)["numbers"]) | {"seconds": 1000.0}
     slow = _broken(contents, [("numbers", json.dumps(numbers))])
     (end,) = (event for event in train(few(), slow) if isinstance(event, Finished))
