@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lora_gpt.config import RunConfig, all_knobs, group_of
+from lora_gpt.core.evaluation import paired
 from lora_gpt.events import Event, Finished, Started, Step, Validation, epochs_of
 
 
@@ -133,7 +134,7 @@ def _test(events: Sequence[Event]) -> str:
     return (
         title + f"**{percent_with_interval(test)}** on messages that were never trained on; on the"
         f" training part {100 * end.train_accuracy:.2f}%. A linear model on the same split:"
-        f" {percent_with_interval(end.baseline)}.\n\n"
+        f" {percent_with_interval(end.baseline)}. {beside_baseline(end)}\n\n"
         "|  | said ham | said spam |\n| --- | ---: | ---: |\n"
         f"| is ham | {test['tn']} | {test['fp']} |\n| is spam | {test['fn']} | {test['tp']} |\n\n"
         f"Of {start.test_size} test messages {start.near_test_messages} also stand in training:"
@@ -152,6 +153,28 @@ def percent_with_interval(metrics: dict[str, Any]) -> str:
         f"{100 * metrics['accuracy']:.1f}% (95% interval {100 * low:.1f} to {100 * high:.1f},"
         f" {right} of {metrics['size']})"
     )
+
+
+RARE = 0.05
+"""Chance below which a difference is called one, as is usual."""
+
+
+def beside_baseline(end: Finished) -> str:
+    """Whether the test can tell the model from the linear baseline: message by message, for both
+    were judged on the same ones."""
+    apart = paired(end.test, end.baseline)
+    if not apart.only_first and not apart.only_second:
+        return "The model and the linear baseline are right on the same messages."
+    often = f"{100 * apart.chance:.2g}%" if apart.chance >= 0.001 else "fewer than 0.1%"
+    told = (
+        f"The model alone is right on {apart.only_first:,} of the test messages, the linear"
+        f" baseline alone on {apart.only_second:,}: two equally good ones would differ so much or"
+        f" more in {often} of such tests (McNemar's exact test)"
+    )
+    if apart.chance >= RARE:
+        return f"{told}, so which of the two is better may be chance."
+    better = "model" if apart.only_first > apart.only_second else "linear baseline"
+    return f"The {better} is better. {told}."
 
 
 def _misclassified(test: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from lora_gpt.__main__ import build_parser, given
 from lora_gpt.config import PRESETS, RunConfig, all_knobs, preset
 from lora_gpt.core.structure import counts
 from lora_gpt.events import Finished, Queued, Resumed, Started, Step, Stopped, Validation
-from lora_gpt.report import command, percent_with_interval, write_report
+from lora_gpt.report import beside_baseline, command, percent_with_interval, write_report
 
 RUN = RunConfig().changed(model="gpt2", rank=8, alpha=16, epochs=2)
 STARTED = Started(6, 3, 1195, 149, 299, 31, 44, 1_328_642, 125_768_450, "cpu", 2)
@@ -265,3 +265,22 @@ def test_a_run_as_it_comes_needs_no_option():
 def test_the_report_holds_the_command():
     text = report()
     assert f"```\n{command(RUN)}\n```" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "told"),
+    [
+        ("abc", "abc", "are right on the same messages"),
+        ("a", "bcde", "may be chance"),
+        ("a", "bcdefg", "in 12% of such tests"),
+        ("", "bcdefgh", "The model is better. The model alone is right on 7"),
+        ("", "abcdefghijklmn", "in fewer than 0.1% of such tests"),
+        ("abcdefgh", "z", "The linear baseline is better. The model alone is right on 1 of"),
+    ],
+)
+def test_the_baseline_is_beaten_or_not_message_by_message(model, other, told):
+    """Intervals that overlap do not say that two on the same messages are equal."""
+    wrong, others = ([{"text": t, "label": "spam"} for t in texts] for texts in (model, other))
+    end = finished(misclassified=wrong)
+    end = replace(end, baseline=BASELINE | {"misclassified": others})
+    assert told in beside_baseline(end)

@@ -5,6 +5,7 @@ of how the probabilities were made.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -123,6 +124,33 @@ def _misclassified(
         if message.is_spam != (p >= SPAM_FROM)
     ]
     return tuple(sorted(wrong, key=lambda each: -abs(each["p_spam"] - SPAM_FROM)))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two classifiers on the same messages: what tells them apart is where only one is right."""
+
+    only_first: int
+    """Messages that the first alone called right."""
+    only_second: int
+    chance: float
+    """How often two equally good ones would differ by as much or more, from 0 to 1."""
+
+
+def paired(first: Mapping[str, Any], second: Mapping[str, Any]) -> Paired:
+    """Compare two `Metrics.to_json` of the same messages.
+
+    Source: McNemar 1947, "Note on the sampling error of the difference between correlated
+    proportions or percentages", in its exact form: where only one is right, either is as likely.
+    """
+    wrong, other = (
+        Counter((each["text"], each["label"]) for each in measured["misclassified"])
+        for measured in (first, second)
+    )
+    only_first, only_second = (other - wrong).total(), (wrong - other).total()
+    differing, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(differing, k) for k in range(fewer + 1))
+    return Paired(only_first, only_second, min(1.0, 2 * tail / 2**differing))
 
 
 def wilson(right: int, size: int) -> tuple[float, float]:

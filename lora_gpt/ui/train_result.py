@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_gpt.config import METHODS
 from lora_gpt.events import Finished
+from lora_gpt.report import beside_baseline
 from lora_gpt.ui.train_state import Course
 from lora_gpt.ui.train_view import stat
 from lora_gpt.ui.words import about_megabytes, percent
@@ -54,7 +55,7 @@ def _headline(course: Course, end: Finished) -> str:
         stat("linear baseline", percent(end.baseline["accuracy"]), _interval(end.baseline)),
         trained,
     ]
-    words = " ".join([verdict(end), *_beside(course)])
+    words = " ".join([beside_baseline(end), *_beside(course)])
     return f'<div class="stats">{"".join(stats)}</div><p class="sub small">{words}</p>'
 
 
@@ -69,16 +70,6 @@ def _beside(course: Course) -> list[str]:
 
 def _interval(measured: Mapping[str, Any]) -> str:
     return accuracy_words(measured).partition("(")[2].removesuffix(")")
-
-
-def verdict(end: Finished) -> str:
-    """Whether the test can tell the model from the linear baseline."""
-    (low, high), (other_low, other_high) = end.test["interval"], end.baseline["interval"]
-    if low > other_high:
-        return "The model is better than the linear baseline: the two intervals do not meet."
-    if high < other_low:
-        return "The linear baseline is better than the model: the two intervals do not meet."
-    return "The two intervals overlap: which of the two is better may be chance."
 
 
 def confusion(measured: Mapping[str, Any]) -> str:

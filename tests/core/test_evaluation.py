@@ -4,10 +4,11 @@ import json
 import math
 
 import pytest
+from scipy.stats import binomtest
 
 from lora_gpt.config import BadValue
 from lora_gpt.core.data import Message
-from lora_gpt.core.evaluation import Metrics, measure, wilson
+from lora_gpt.core.evaluation import Metrics, Paired, measure, paired, wilson
 
 SPAM, HAM = Message("win", True), Message("hello", False)
 
@@ -101,3 +102,28 @@ def test_an_impossible_share_is_refused(right, size):
     """More right than there are is the caller's mistake."""
     with pytest.raises(BadValue):
         wilson(right, size)
+
+
+def _judged(right):
+    """Metrics of a classifier that is right where `right` says so; the messages are numbered."""
+    messages = [Message(str(n), True) for n in range(len(right))]
+    return measure(messages, [0.9 if each else 0.1 for each in right]).to_json()
+
+
+def test_two_classifiers_are_compared_message_by_message():
+    """Against SciPy's exact test, for every way in which twelve messages can tell two apart."""
+    for only_first in range(13):
+        for only_second in range(13 - only_first):
+            both = [True] * 3 + [False] * 2
+            first = _judged(both + [True] * only_first + [False] * only_second)
+            second = _judged(both + [False] * only_first + [True] * only_second)
+            found, differing = paired(first, second), only_first + only_second
+            chance = binomtest(only_first, differing).pvalue if differing else 1.0
+            assert found == Paired(only_first, only_second, pytest.approx(chance))
+
+
+def test_a_message_that_stands_twice_counts_twice():
+    """As in the labs' split, which keeps duplicates."""
+    twice = [SPAM, SPAM, HAM]
+    first, second = (measure(twice, p).to_json() for p in ([0.9, 0.9, 0.1], [0.1, 0.1, 0.1]))
+    assert paired(first, second).only_first == 2

@@ -20,7 +20,7 @@ from lora_gpt.events import (
 )
 from lora_gpt.service import Plan, Preview, RunSummary
 from lora_gpt.ui.train_preview import duplicates_note, kept_note, preview_html
-from lora_gpt.ui.train_result import accuracy_words, confusion, mistakes, result_html, verdict
+from lora_gpt.ui.train_result import accuracy_words, confusion, mistakes, result_html
 from lora_gpt.ui.train_state import (
     MOST_LINES,
     MOST_POINTS,
@@ -308,19 +308,6 @@ def test_a_finished_run_shows_model_and_baseline_side_by_side():
     for told in ("test accuracy 97.3%", "linear baseline 95.7%", "3.35% 147,970 of 4,421,634"):
         assert told in words
     assert result_html(course(started())) == ""
-
-
-@pytest.mark.parametrize(
-    ("model", "other", "told"),
-    [
-        ((0.95, 0.99), (0.94, 0.98), "may be chance"),
-        ((0.95, 0.99), (0.80, 0.94), "The model is better"),
-        ((0.80, 0.90), (0.95, 0.99), "The linear baseline is better"),
-    ],
-)
-def test_overlapping_intervals_are_not_ranked(model, other, told):
-    end = finished(metrics(interval=model), metrics(interval=other))
-    assert told in verdict(end)
 
 
 def test_the_confusion_names_every_count():
