@@ -319,6 +319,21 @@ class TrainingConfig(Group):
         """The rate that is used: the one given, or the method's own where it is 0."""
         return self.learning_rate or LEARNING_RATES[self.method]
 
+    def steps_per_epoch(self, messages: int) -> int:
+        """Steps in which `messages` are gone through once; a last, partial batch is dropped.
+
+        Raises BadValue where they do not fill one batch.
+        """
+        if messages < self.batch_size:
+            rule = f"must be at most {messages}, the number of training messages"
+            raise BadValue("batch_size", rule, self.batch_size)
+        return messages // self.batch_size
+
+    def steps(self, messages: int) -> int:
+        """Steps of the whole training on `messages`. Raises BadValue as above."""
+        steps = self.steps_per_epoch(messages) * self.epochs
+        return min(steps, self.max_steps) if self.max_steps else steps
+
 
 INITS = {"pretrained": "pretrained", "random": "random (never saw a text)"}
 

@@ -244,7 +244,7 @@ class Service:
         root = structure.tree(config.model, "classifier", config.lora, method, config.shape)
         return Plan(
             expected.steps,
-            len(lengths) // config.training.batch_size,
+            config.training.steps_per_epoch(len(lengths)),
             root.trainable,
             root.parameters,
             expected.seconds,
@@ -332,9 +332,7 @@ class Service:
         """Refuse what the worker would refuse, before there is a run."""
         _, parts = self._divided(config)
         choose_device(config.training.device)
-        if len(parts.train) < config.training.batch_size:
-            rule = f"must be at most {len(parts.train)}, the number of training messages"
-            raise BadValue("batch_size", rule, config.training.batch_size)
+        config.training.steps_per_epoch(len(parts.train))
 
     def make_samples(self, out: Path = SAMPLES) -> Iterator[Event]:
         """Train the runs that ship and put them in `out`, without owners and checkpoints."""

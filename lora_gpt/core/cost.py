@@ -13,6 +13,7 @@ import torch
 
 from lora_gpt.config import RunConfig
 from lora_gpt.core.machine import BlockStep, choose_precision
+from lora_gpt.core.optimizer_step import seconds_of_update
 from lora_gpt.core.structure import StageCount, tree
 
 MB = 1024 * 1024
@@ -50,12 +51,12 @@ class Estimate:
 def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) -> Estimate:
     """The cost of training on messages of `lengths` tokens; loading and evaluation are left out."""
     training, cfg = config.training, config.architecture
-    steps = len(lengths) // training.batch_size * training.epochs
-    steps = min(steps, training.max_steps) if training.max_steps else steps
+    steps = training.steps(len(lengths))
     step = BlockStep.of(config, lengths, device)
     precision = choose_precision(training.precision, step)
-    of_a_step = step.seconds(precision)
     root = tree(config.model, "classifier", config.lora, training.method, config.shape)
+    in_blocks = step.seconds(precision) * cfg.n_layers
+    of_a_step = in_blocks + seconds_of_update(root.trainable, device)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
     # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block;
     # nothing where it ends at the head.
@@ -63,7 +64,7 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     passing = 24 * FLOAT * cfg.emb_dim * step.tokens * blocks
     return Estimate(
         steps=steps,
-        seconds=steps * of_a_step * cfg.n_layers,
+        seconds=steps * of_a_step,
         memory_mb=(held.total + passing) / MB,
         precision=precision,
     )

@@ -181,14 +181,17 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next step, where it is glibc.
 
     By default it gives large blocks back to the system at once and gets them again, zeroed page by
-    page, thousands of times a step.
+    page, thousands of times a step. What is free now, of an earlier and maybe larger training, goes
+    back.
     """
     if sys.platform != "linux":
         return
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
     except (OSError, AttributeError):  # another C library
         return
     trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
     mallopt(mmap_threshold, largest)
     mallopt(trim_threshold, largest)
+    malloc_trim(0)

@@ -5,8 +5,10 @@ and plays what was recorded for that width: on a GPU it is not the pads that cos
 kernels one by one. Knows nothing of epochs, schedules, events or files.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,34 @@ def optimizer_of(trained: Sequence[nn.Parameter], weight_decay: float) -> torch.
         fused=device.type in ("cpu", "cuda"),  # one call for all, not ten for each
         capturable=on_gpu,
     )
+
+
+SAMPLE = 4_000_000
+"""Parameters that an update is timed on: more than a processor's cache holds."""
+
+
+def seconds_of_update(parameters: int, device: torch.device) -> float:
+    """Seconds that a step takes here and now after its gradients are known: clipping and AdamW on
+    so many `parameters`, the best of some tries. Asked again after a minute only."""
+    return _seconds_in_this_minute(int(time.monotonic() / 60), parameters, device)
+
+
+@lru_cache(maxsize=64)
+def _seconds_in_this_minute(minute: int, parameters: int, device: torch.device) -> float:
+    timed = min(parameters, SAMPLE)
+    trained = [nn.Parameter(torch.zeros(timed, device=device))]
+    optimizer = optimizer_of(trained, 0.0)
+
+    def once() -> float:
+        begun = time.perf_counter()
+        trained[0].grad = torch.zeros_like(trained[0])
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    return parameters / timed * min(once() for _ in range(4))  # the first one warms up
 
 
 class PackedStep:

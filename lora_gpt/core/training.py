@@ -124,12 +124,8 @@ class Trainer:
         self.model, self.config, self.train = model, config, train
         self.device = model.tok_emb.weight.device
         training = config.training
-        if len(train) < training.batch_size:
-            rule = f"must be at most {len(train)}, the number of training messages"
-            raise BadValue("batch_size", rule, training.batch_size)
-        self.per_epoch = len(train) // training.batch_size  # the last, partial batch is dropped
-        steps = self.per_epoch * training.epochs
-        self.steps = min(steps, training.max_steps) if training.max_steps else steps
+        self.per_epoch = training.steps_per_epoch(len(train))
+        self.steps = training.steps(len(train))
         parts = (model, train.sequences, train.labels, training.clip, training.weight_decay)
         if self.device.type == "cuda":
             self._one: PackedStep = RecordedStep(*parts, batch_size=training.batch_size)

@@ -2,15 +2,17 @@
 
 import os
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
-from lora_gpt.config import RunConfig
+from lora_gpt.config import BadValue, RunConfig
 from lora_gpt.core import cost
 from lora_gpt.core.cost import Memory, estimate, memory_of, peak_memory_mb
 from lora_gpt.core.machine import BlockStep
+from lora_gpt.core.optimizer_step import SAMPLE, seconds_of_update
 from lora_gpt.core.structure import StageCount, counts
 
 CPU = torch.device("cpu")
@@ -60,6 +62,14 @@ def test_an_estimate_is_positive_and_grows_with_the_steps(method):
     assert long.memory_mb == short.memory_mb
 
 
+def test_the_update_of_many_parameters_is_timed_on_a_part(monkeypatch):
+    """On a clock of one second a look; full tuning moves a hundred times what LoRA does."""
+    monkeypatch.setattr("lora_gpt.core.optimizer_step.time.perf_counter", count().__next__)
+    monkeypatch.setattr("lora_gpt.core.optimizer_step.time.monotonic", lambda: -60.0)
+    assert seconds_of_update(10, CPU) == 1
+    assert seconds_of_update(30 * SAMPLE, CPU) == 30
+
+
 def test_full_tuning_holds_more_than_lora():
     """Gradients and optimizer of every parameter."""
     lora, full = (estimate(RUN.changed(method=method), [8] * 9, CPU) for method in ("lora", "full"))
@@ -74,10 +84,10 @@ def test_nothing_is_kept_of_a_batch_where_the_head_alone_is_trained():
         assert (short == long) == (method == "head")
 
 
-def test_a_batch_larger_than_the_data_costs_nothing():
-    """No step is taken, and nothing is divided by 0."""
-    assert estimate(RUN.changed(batch_size=10), [2] * 9, CPU).seconds == 0
-    assert estimate(RUN, [], CPU).seconds == 0
+def test_a_batch_larger_than_the_data_is_refused():
+    """As the training itself would refuse it."""
+    with pytest.raises(BadValue, match=r"batch_size: must be at most 9, .* got 10"):
+        estimate(RUN.changed(batch_size=10), [2] * 9, CPU)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the peak of a process in /proc")

@@ -1,7 +1,11 @@
 """Devices and precisions: what is chosen, and that bfloat16 trains what float32 trains."""
 
 import copy
+import os
+import platform
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -262,6 +266,24 @@ def test_memory_is_kept_only_where_the_library_can(monkeypatch):
     monkeypatch.setattr(machine.sys, "platform", "win32")
     monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: pytest.fail("asked"))
     keep_freed_memory()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="no glibc here"
+)
+def test_what_an_earlier_training_freed_goes_back():
+    """The most memory of a small run after a large one in the same process is that of the small."""
+
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    keep_freed_memory()
+    large = torch.ones(2**25)
+    size = large.nbytes
+    del large
+    before = held()
+    keep_freed_memory()
+    assert held() < before - size / 2
 
 
 def test_the_sizes_that_are_asked_about():
