@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_gpt.core.classify import share
-from lora_gpt.core.lora import lora_layers, merge, set_strength
+from lora_gpt.core.lora import merge, set_strength
 from lora_gpt.core.model import FeedForward, GPTModel, MultiHeadAttention
 from lora_gpt.core.packed_weight import PackedWeight
 
@@ -35,26 +35,14 @@ def for_answers(model: GPTModel) -> GPTModel:
 
     Takes the memory of the blocks of `model` once more: embeddings, LayerNorms and head are shared.
     """
-    copy = _folded(model).eval()
+    copy = share(model).eval()
+    set_strength(copy, 1.0)
+    merge(copy)
     on_cpu = copy.tok_emb.weight.device.type == "cpu"
     if on_cpu and not copy.half_precision and PackedWeight.works_here(torch.float32):
         for block in copy.trf_blocks:
             _pack_attention(block.get_submodule("att"), is_last=block is copy.trf_blocks[-1])
             _pack_feed_forward(block.get_submodule("ff"))
-    return copy
-
-
-def _folded(model: GPTModel) -> GPTModel:
-    """A copy with plain linear layers, what LoRA added in them."""
-    copy = share(model)
-    set_strength(copy, 1.0)
-    merge(copy)
-    for path, layer in list(lora_layers(copy)):
-        parent, _, name = path.rpartition(".")
-        setattr(copy.get_submodule(parent), name, layer.linear)
-    for module in copy.modules():
-        if isinstance(module, MultiHeadAttention):
-            module.side_by_side = None  # it asks the layers that have just gone
     return copy
 
 

@@ -83,6 +83,6 @@ def updates(model: GPTModel) -> list[Update]:
     for path, layer in lora_layers(model):
         left, right = (torch.linalg.qr(m.float().cpu())[1] for m in (layer.lora.A, layer.lora.B.T))
         values = torch.linalg.svdvals(left @ right.T) * layer.lora.scale
-        size = values.norm() / layer.frozen_weight.float().norm().cpu()
+        size = values.norm() / layer.linear.weight.float().norm().cpu()
         found.append(Update(path, float(size), tuple(values.tolist())))
     return found

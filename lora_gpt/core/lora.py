@@ -124,23 +124,13 @@ class LinearWithLoRA(nn.Module):
         self.strength = 1.0
         self.strengths: Tensor | None = None
         """In place of `strength`, one for each of S equal parts of the rows, (S,)."""
-        self._unmerged: tuple[Tensor] | None = None  # in a tuple: not one of our parameters
         self._packed: PackedBothWays | None = None
-
-    @property
-    def merged(self) -> bool:
-        return self._unmerged is not None
-
-    @property
-    def frozen_weight(self) -> Tensor:
-        """W (out, in) without the update, merged or not."""
-        return self.linear.weight if self._unmerged is None else self._unmerged[0]
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         if self.strengths is not None:
             each = self.strengths.repeat_interleave(len(x) // len(self.strengths))
             return self.linear(x) + each[:, None] * self.lora(x)
-        if self.merged or self.strength == 0:
+        if self.strength == 0:
             return self.linear(x)
         if self.can_fuse(x):
             frozen, lora = self.linear, self.lora
@@ -162,7 +152,7 @@ class LinearWithLoRA(nn.Module):
         # Under autocast a float32 weight is converted anew every time: autograd can do that.
         narrowed = torch.is_autocast_enabled(x.device.type)
         fitting = weight.dtype == (torch.bfloat16 if narrowed else lora.A.dtype)
-        plain = x.dim() == 2 and not self.merged and not (lora.dropout and self.training)
+        plain = x.dim() == 2 and not (lora.dropout and self.training)
         return frozen and fitting and plain and self.strengths is None
 
     def keep_packed(self) -> None:
@@ -174,30 +164,20 @@ class LinearWithLoRA(nn.Module):
         return self.strength * self.lora.scale * (self.lora.A @ self.lora.B).T
 
     @torch.no_grad()
-    def merge(self) -> None:
-        """Add the update to the weight, so that the layer costs no more than a plain one.
-
-        Merging twice equals merging once. The weight before is kept: unmerging is exact.
-        """
-        if not self.merged:
-            weight = self.linear.weight
-            merged = weight + self.update().to(weight)
-            # A parameter of its own: other models may stand on the one before.
-            self.linear.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
-            self._unmerged = (weight,)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put the weight from before `merge` back, bit for bit."""
-        if self._unmerged is not None:
-            (self.linear.weight,), self._unmerged = self._unmerged, None
+    def merged(self) -> nn.Linear:
+        """A plain layer that says the same: its weight, its own, is W and the update."""
+        weight, bias = self.linear.weight, self.linear.bias
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        plain.weight = nn.Parameter(weight + self.update().to(weight), weight.requires_grad)
+        plain.bias = bias
+        return plain
 
 
 class SideBySide:
     """Query, key and value of one attention as one product: their frozen weights in one matrix, of
     which the layers' own become views, their A side by side and their B on a diagonal.
 
-    Where a layer cannot take part (merged, or another strength), each goes its own way.
+    Where a layer cannot take part (it has another strength), each goes its own way.
     """
 
     def __init__(self, layers: Sequence[LinearWithLoRA]):
@@ -334,9 +314,8 @@ def _draw(model: GPTModel, seed: int) -> None:
 
 
 def set_strength(model: nn.Module, strength: float) -> None:
-    """Scale every update at inference; merged layers are unmerged first."""
+    """Scale every update at inference."""
     for _, layer in lora_layers(model):
-        layer.unmerge()
         layer.strength = strength
 
 
@@ -355,11 +334,15 @@ def strength_of_each(model: nn.Module, strengths: Sequence[float]) -> Iterator[N
             layer.strengths = None
 
 
-def merge(model: nn.Module) -> None:
-    for _, layer in lora_layers(model):
-        layer.merge()
+def merge(model: GPTModel) -> None:
+    """Put a plain layer in place of every `LinearWithLoRA`, the update in its weight, in place.
 
-
-def unmerge(model: nn.Module) -> None:
-    for _, layer in lora_layers(model):
-        layer.unmerge()
+    Nothing of LoRA is left, so that merging twice equals merging once; other models over the same
+    weights stay as they are.
+    """
+    for block in model.trf_blocks:
+        attention = block.get_submodule("att")
+        attention.side_by_side = None  # type: ignore[assignment] # it asks the layers that go
+    for path, layer in list(lora_layers(model)):
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, layer.merged())

@@ -23,7 +23,7 @@ from lora_gpt.core.adapter import (
     apply_adapter,
 )
 from lora_gpt.core.classify import share
-from lora_gpt.core.lora import lora_layers, merge, prepare, replace_head, set_strength
+from lora_gpt.core.lora import lora_layers, prepare, replace_head, set_strength
 from lora_gpt.core.model import GPTModel, initialise
 from lora_gpt.core.packing import Packing
 
@@ -145,11 +145,10 @@ def test_a_shared_base_stays_as_it_is(method):
     assert all(torch.equal(expected[n], values) for n, values in shared.state_dict().items())
 
 
-def test_strength_and_merging_do_not_show_in_the_files(files):
-    """They are settings of the moment; the adapter is what was trained."""
+def test_strength_does_not_show_in_the_files(files):
+    """It is a setting of the moment; the adapter is what was trained."""
     model = trained(run())
     set_strength(model, 0.3)
-    merge(model)
     assert files_of(model, run()) == files
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from lora_gpt.config import GPTConfig, LoRAConfig
 from lora_gpt.core.answering import PackedLinear, for_answers
 from lora_gpt.core.classify import pack, share
-from lora_gpt.core.lora import lora_layers, merge, prepare, set_strength
+from lora_gpt.core.lora import lora_layers, prepare, set_strength
 from lora_gpt.core.machine import compute_in
 from lora_gpt.core.model import GPTModel, initialise
 from lora_gpt.core.packed_weight import PackedWeight
@@ -77,19 +77,17 @@ def test_it_says_what_the_trained_model_says(about, layout, request):
 
 
 def test_it_answers_at_full_strength():
-    """Whatever strength the model was asked at before, merged or not."""
+    """Whatever strength the model was asked at before."""
     model = trained()
     expected = said(model)
-    for change in (lambda: set_strength(model, 0.0), lambda: set_strength(model, 2.0)):
-        change()
-        torch.testing.assert_close(said(for_answers(model)), expected, **CLOSE)
-        merge(model)
+    for strength in (0.0, 2.0):
+        set_strength(model, strength)
         torch.testing.assert_close(said(for_answers(model)), expected, **CLOSE)
     assert not torch.allclose(said(model), expected, atol=1e-3)
 
 
 def test_the_model_and_what_shares_its_weights_stay_as_they_were():
-    """Bit for bit, merged state and strength too; what nobody changes is shared, not copied."""
+    """Bit for bit, strength too; what nobody changes is shared, not copied."""
     base = initialise(GPTModel(CFG), 0).requires_grad_(False)
     model, other = (prepare(share(base), "lora", LoRAConfig(rank=4), seed) for seed in (0, 1))
     set_strength(model, 0.5)

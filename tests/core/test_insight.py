@@ -7,7 +7,7 @@ from lora_gpt.config import GPTConfig, LoRAConfig
 from lora_gpt.core import insight, tokenizer
 from lora_gpt.core.classify import Classifier
 from lora_gpt.core.insight import strength_curve, updates, word_attributions
-from lora_gpt.core.lora import lora_layers, merge, prepare, set_strength
+from lora_gpt.core.lora import lora_layers, prepare, set_strength
 from lora_gpt.core.model import GPTModel, initialise
 
 CFG = GPTConfig(4096, 256, 24, 3, 2)
@@ -144,11 +144,3 @@ def test_before_training_there_is_no_update():
     model = prepare(initialise(GPTModel(CFG), 0), "lora", LoRAConfig(rank=2), 0)
     assert {each.size for each in updates(model)} == {0.0}
     assert updates(classifier_of("head").model) == []
-
-
-def test_a_merged_layer_is_measured_against_its_frozen_weight():
-    """Merging adds the update to the weight; the size is still that of the update to W."""
-    model = classifier_of().model
-    apart = updates(model)
-    merge(model)
-    assert [each.size for each in updates(model)] == [each.size for each in apart]

@@ -25,7 +25,6 @@ from lora_gpt.core.lora import (
     replace_head,
     replace_linear_with_lora,
     set_strength,
-    unmerge,
 )
 from lora_gpt.core.model import GPTModel, initialise
 from lora_gpt.core.packing import Packing
@@ -177,23 +176,13 @@ def test_merged_equals_unmerged():
 
 
 def test_merging_twice_equals_merging_once():
-    """The update is added once."""
+    """The update is added once, and nothing of LoRA is left."""
     model = adapted()
     merge(model)
     once = snapshot(model)
+    assert once.keys() == base().state_dict().keys() and not any(lora_layers(model))
     merge(model)
     assert_same(model.state_dict(), once)
-
-
-def test_unmerging_restores_bit_for_bit():
-    """Also when it was merged many times, or never."""
-    model = adapted()
-    before = snapshot(model)
-    unmerge(model)
-    for _ in range(3):
-        merge(model)
-        unmerge(model)
-    assert_same(model.state_dict(), before)
 
 
 def test_merging_leaves_other_models_over_the_same_base_alone():
@@ -209,24 +198,12 @@ def test_merging_leaves_other_models_over_the_same_base_alone():
     assert torch.equal(logits(shared), logits(base()))
 
 
-def test_a_merged_layer_keeps_the_names_of_its_parameters():
-    """Merging shows neither in the state dict nor in what is trainable."""
-    model = adapted()
-    mark_trainable(model, "lora")
-    keys, trainable = list(model.state_dict()), names(model)
-    merge(model)
-    assert list(model.state_dict()) == keys
-    assert names(model) == trainable
-
-
 def test_strength_0_is_the_base():
-    """Bit for bit, from a merged model too."""
+    """Bit for bit, merged too."""
     model = adapted()
     set_strength(model, 0)
     assert torch.equal(logits(model), logits(base()))
-    set_strength(model, 1)
     merge(model)
-    set_strength(model, 0)
     assert torch.equal(logits(model), logits(base()))
 
 
@@ -240,8 +217,7 @@ def test_strength_scales_the_update(strength):
         expected = layer.linear(x) + strength * layer.lora(x)
         set_strength(model, strength)
         torch.testing.assert_close(layer(x), expected)
-        merge(model)
-        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layer.merged()(x), expected, atol=1e-5, rtol=1e-5)
 
 
 # --- the numbers of a layer ---------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import nn
 from lora_gpt.config import MODELS, TARGETS, BadValue, GPTConfig, LoRAConfig, RunConfig
 from lora_gpt.core import machine
 from lora_gpt.core.classify import pack
-from lora_gpt.core.lora import PackedBothWays, lora_layers, prepare, set_strength
+from lora_gpt.core.lora import PackedBothWays, lora_layers, merge, prepare, set_strength
 from lora_gpt.core.machine import BlockStep, choose_precision, compute_in, keep_freed_memory
 from lora_gpt.core.model import GPTModel, initialise
 from lora_gpt.core.packed_weight import PackedWeight
@@ -75,15 +75,11 @@ def test_float32_changes_nothing():
 
 
 def test_merging_in_bfloat16_equals_not_merging():
-    """The copies of a weight in the processor's layout are passed over while it is merged."""
+    """The copies of a weight in the processor's layout go with the layer that had them."""
     model = classifier("bfloat16").eval()
     tokens, packing = pack(SEQUENCES, CPU, model.multiple)
     before = model.last_logits(tokens, packing)
-    for _, layer in lora_layers(model):
-        layer.merge()
-    torch.testing.assert_close(model.last_logits(tokens, packing), before, rtol=0.05, atol=0.02)
-    for _, layer in lora_layers(model):
-        layer.unmerge()
+    merge(model)
     torch.testing.assert_close(model.last_logits(tokens, packing), before, rtol=0.05, atol=0.02)
 
 
@@ -106,7 +102,7 @@ def test_side_by_side_changes_nothing(targets):
         assert torch.equal(values, together.state_dict()[name]), name
 
 
-def test_side_by_side_follows_strength_and_merging():
+def test_side_by_side_follows_strength():
     """Each layer may go its own way, and what is said is the same."""
     model = classifier("float32").eval()
     plain = prepare(initialise(GPTModel(SMALL), 0), "lora", LoRAConfig(rank=4), 0).eval()
@@ -115,7 +111,6 @@ def test_side_by_side_follows_strength_and_merging():
     for change in (
         lambda each: set_strength(each, 0.5),
         lambda each: setattr(each.trf_blocks[0].att.W_key, "strength", 2.0),
-        lambda each: each.trf_blocks[1].att.W_value.merge(),
         lambda each: set_strength(each, 0),
     ):
         change(model)
