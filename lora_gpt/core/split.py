@@ -14,12 +14,15 @@ from itertools import pairwise, takewhile
 import numpy as np
 
 from lora_gpt.config import BadValue, DataConfig
-from lora_gpt.core.data import Message
+from lora_gpt.core.data import DataError, Message
 
 NEAR = 0.5
 """Share of common shingles from which two messages are nearly equal. In the SMS Spam Collection,
 pairs from 0.5 on are one text with a name, number or half-sentence changed; below 0.45, chance
 meetings of short everyday messages begin."""
+MOST_LOOKS = 40_000_000
+"""At words of messages while nearly equal ones are searched for: about ten seconds. 20,000 lines of
+books take a third of it, the SMS Spam Collection a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def split(messages: Sequence[Message], config: DataConfig, seed: int) -> Split:
     With balance on and keep_apart and stratify off these are the labs' own steps, to the message:
     pandas' `sample(n_spam, random_state=seed)` of the ham, spam below it, `sample(frac=1,
     random_state=seed)` of all, then cut. Raises BadValue where a part would stay empty, or training
-    or test without spam or ham.
+    or test without spam or ham, and DataError where the search for nearly equal messages would take
+    too long.
     """
     # Not default_rng: RandomState's numbers are frozen for good, and are those that pandas draws.
     if config.balance:
@@ -207,11 +211,16 @@ def _rarest(sets: Sequence[set[str]]) -> list[list[str]]:
     operator for similarity joins in data cleaning").
     """
     frequency = Counter(member for each in sets for member in each)
-    rank = {
-        member: n for n, member in enumerate(sorted(frequency, key=lambda m: (frequency[m], m)))
-    }
+    # In two sorts: of millions of members, pairs of number and text take longer.
+    by_name = sorted(frequency)
+    rank = {m: n for n, m in enumerate(sorted(by_name, key=frequency.__getitem__))}
     enough = [len(each) - math.ceil(NEAR * len(each)) + 1 for each in sets]
     return [sorted(each, key=rank.__getitem__)[:n] for each, n in zip(sets, enough, strict=True)]
+
+
+_Holder = tuple[int, int]
+"""A text that has a member, by number, and how many members it has from that one on, the rarest
+first."""
 
 
 def _groups(
@@ -221,9 +230,11 @@ def _groups(
     (union-find).
 
     Texts that are in one group already are not compared: a file of a thousand versions of one
-    message would have half a million pairs.
+    message would have half a million pairs. The short texts come first: to be found by one at least
+    as long, a text need show still fewer of its rarest members (Xiao et al. 2008, "Efficient
+    similarity joins for near duplicate detection").
     """
-    parent = list(range(len(sets)))
+    parent, allowance = list(range(len(sets))), _Allowance()
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -232,17 +243,21 @@ def _groups(
         return i
 
     # For each member the texts that have it among their rarest, by the root of their group.
-    seen: dict[str, dict[int, list[int]]] = defaultdict(dict)
-    for i, members in enumerate(rarest):
+    seen: dict[str, dict[int, list[_Holder]]] = defaultdict(dict)
+    for i in sorted(range(len(sets)), key=lambda i: len(sets[i])):
         tried: set[int] = set()
-        for groups in map(seen.__getitem__, members):
+        size = len(sets[i])
+        shown = size - math.ceil(2 * NEAR * size / (1 + NEAR)) + 1
+        for place, groups in enumerate(map(seen.__getitem__, rarest[i])):
+            one = (i, size - place)
             for group, texts in list(groups.items()):
-                if root(group) != root(i) and _has_alike(sets, i, texts, tried):
+                if root(group) != root(i) and _has_alike(sets, one, texts, tried, allowance):
                     low, high = sorted((root(group), root(i)))
                     parent[high] = low
                 if root(group) != group:
                     groups.setdefault(root(group), []).extend(groups.pop(group))
-            groups.setdefault(root(i), []).append(i)
+            if place < shown:
+                groups.setdefault(root(i), []).append(one)
     return [root(text) for text in text_of]
 
 
@@ -250,23 +265,57 @@ def _near(
     sets: Sequence[set[str]], rarest: Sequence[list[str]], trained: set[int], asked: set[int]
 ) -> set[int]:
     """Which of the texts `asked` are among the `trained`, or alike one of them, by number."""
-    seen: dict[str, list[int]] = defaultdict(list)
+    seen: dict[str, list[_Holder]] = defaultdict(list)
+    allowance = _Allowance()
     for i in trained:
-        for member in rarest[i]:
-            seen[member].append(i)
+        for place, member in enumerate(rarest[i]):
+            seen[member].append((i, len(sets[i]) - place))
 
     def has_one(i: int) -> bool:
         tried: set[int] = set()
-        return any(_has_alike(sets, i, seen.get(member, ()), tried) for member in rarest[i])
+        return any(
+            _has_alike(sets, (i, len(sets[i]) - place), seen.get(member, ()), tried, allowance)
+            for place, member in enumerate(rarest[i])
+        )
 
     return {i for i in asked if i in trained or has_one(i)}
 
 
-def _has_alike(sets: Sequence[set[str]], i: int, others: Sequence[int], tried: set[int]) -> bool:
-    """Whether one of `others` is alike `i`; those in `tried` are not, and what is tried joins."""
-    for j in others:
-        if j not in tried:
-            if _alike(sets[i], sets[j]):
-                return True
-            tried.add(j)
+class _Allowance:
+    """What a search may still look at. A file of texts that are all half alike, made on purpose,
+    would keep it at work for minutes, and other visitors waiting."""
+
+    def __init__(self) -> None:
+        self._left = MOST_LOOKS
+
+    def spend(self, looks: int) -> None:
+        """Raises DataError when nothing is left."""
+        self._left -= looks
+        if self._left < 0:
+            raise DataError(
+                "data: must hold messages of which nearly equal ones are found in at most"
+                f" {MOST_LOOKS:,} looks at a word; got more, since too many are half alike. Take a"
+                " sample of its rows."
+            )
+
+
+def _has_alike(
+    sets: Sequence[set[str]],
+    one: _Holder,
+    others: Sequence[_Holder],
+    tried: set[int],
+    allowance: _Allowance,
+) -> bool:
+    """Whether one of `others` is alike `one`, all of them holders of a member, told from their
+    rarest shared one on; those in `tried` are not, and what is compared joins."""
+    i, left = one
+    for j, other_left in others:
+        most = min(left, other_left)  # can be common: the members before it are not
+        if j in tried or most < NEAR * (len(sets[i]) + len(sets[j]) - most):
+            allowance.spend(1)
+            continue
+        allowance.spend(min(len(sets[i]), len(sets[j])))
+        if _alike(sets[i], sets[j]):
+            return True
+        tried.add(j)
     return False

@@ -2,14 +2,15 @@
 
 import os
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
+from random import Random
 
 import pandas as pd
 import pytest
 
 from lora_gpt.config import BadValue, DataConfig, preset
 from lora_gpt.core import split as room
-from lora_gpt.core.data import Message, read_messages
+from lora_gpt.core.data import DataError, Message, read_messages
 from lora_gpt.core.split import fold, split
 
 WORDS = "apple brick cloud dance eagle flute grape house inlet jelly knife lemon".split()  # noqa: SIM905
@@ -281,6 +282,37 @@ def test_many_similar_messages_are_no_burden(compared, keep_apart):
     made = split(alike + others, config, 1)
     assert made.near == (0 if keep_apart else len(set(alike) & set(made.test)))
     assert 100 < len(compared) < 2 * len(alike)
+
+
+def test_the_search_finds_what_comparing_each_with_each_finds():
+    """Texts of all lengths and degrees of likeness, none of them passed over."""
+    random = Random(0)
+    texts = [" ".join(random.sample(WORDS, random.randint(2, 12))) for _ in range(150)]
+    texts += [" ".join(random.sample(text.split(), len(text.split()))) for text in texts[:75]]
+    text_of, sets = room._folded(texts)
+    parent = list(range(len(sets)))
+    for i, j in combinations(range(len(sets)), 2):
+        if room._alike(sets[i], sets[j]):
+            low, high = sorted((parent[i], parent[j]))
+            parent = [low if each == high else each for each in parent]
+    assert 10 < len(set(parent)) < len(sets) - 10
+    assert duplicate_groups(texts) == [parent[text] for text in text_of]
+    trained, asked = set(range(0, len(sets), 3)), set(range(1, len(sets), 3))
+    near = {i for i in asked if any(room._alike(sets[i], sets[j]) for j in trained)}
+    assert 5 < len(near) < len(asked)
+    assert room._near(sets, room._rarest(sets), trained, asked) == near
+
+
+@pytest.mark.parametrize("keep_apart", [True, False])
+def test_messages_that_are_all_half_alike_are_refused_in_time(compared, monkeypatch, keep_apart):
+    """A file made on purpose is not compared each with each, whatever becomes of it."""
+    monkeypatch.setattr(room, "MOST_LOOKS", 5_000)
+    random = Random(0)
+    given = [Message(" ".join(random.sample(WORDS, 6)), n % 2 == 0) for n in range(400)]
+    with pytest.raises(DataError, match=r"data: .* at most 5,000 looks .* Take a sample of its"):
+        split(given, DataConfig(keep_apart=keep_apart), 1)
+    assert len(compared) < 5_000 / 6
+    split(given[:60], DataConfig(keep_apart=keep_apart), 1)
 
 
 def test_no_texts_have_no_groups():
