@@ -14,7 +14,7 @@ from lora_gpt.config import MODELS, RunConfig
 from lora_gpt.core import tokenizer
 from lora_gpt.core.adapter import apply_adapter
 from lora_gpt.core.answering import PackedLinear, for_answers
-from lora_gpt.core.classify import Classifier, Verdict, share
+from lora_gpt.core.classify import Classifier, batches, share
 from lora_gpt.core.lora import prepare, set_strength
 from lora_gpt.core.model import GPTModel
 from lora_gpt.core.weights import load_base
@@ -28,8 +28,9 @@ MOST_BYTES = 4 * 2**30
 trained every parameter holds a whole model of its own."""
 ANSWERING_BYTES = 2**30
 """Of a model's parameters, up to which a classifier has a second model that only answers."""
-TURN = 32
-"""Messages that are classified before another caller gets a turn."""
+TURN = 1024
+"""Tokens that are classified before another caller gets a turn: some thirty messages, or one as
+long as GPT-2 reads, which takes it about a second on a CPU."""
 PAUSE = 0.001
 """Seconds; a lock that is taken again at once is not given to those who wait."""
 
@@ -108,21 +109,23 @@ class Classifiers:
 
 
 class _InTurn(Classifier):
-    """A classifier that takes turns with all others, a few texts at a time."""
+    """A classifier that takes turns with all others, a few sequences at a time."""
 
     def __init__(self, made: Classifier, strength: float, turn: threading.Lock):
         self.model, self.encoding, self.longest = made.model, made.encoding, made.longest
         self._strength, self._turn = strength, turn
 
-    def verdicts(self, texts: Sequence[str]) -> list[Verdict]:
-        """A verdict for each text, in order."""
-        found: list[Verdict] = []
-        for first in range(0, len(texts), TURN):
-            if first:
+    def probabilities(self, sequences: Sequence[list[int]]) -> list[float]:
+        """p_spam of each token list, in order."""
+        found = [0.0] * len(sequences)
+        for number, places in enumerate(batches(sequences, TURN)):
+            if number:
                 time.sleep(PAUSE)
             with self._turn:
                 set_strength(self.model, self._strength)
-                found += super().verdicts(texts[first : first + TURN])
+                told = super().probabilities([sequences[place] for place in places])
+            for place, p_spam in zip(places, told, strict=True):
+                found[place] = p_spam
         return found
 
 

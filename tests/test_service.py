@@ -19,7 +19,7 @@ from lora_gpt import service as service_room
 from lora_gpt.classifiers import Classifiers
 from lora_gpt.config import MODELS, BadValue, RunConfig
 from lora_gpt.core.adapter import AdapterError
-from lora_gpt.core.classify import Verdict
+from lora_gpt.core.classify import Classifier, Verdict
 from lora_gpt.core.data import DataError, read_messages
 from lora_gpt.core.lora import lora_layers
 from lora_gpt.core.structure import StageCount
@@ -754,6 +754,23 @@ def test_a_long_question_lets_a_short_one_in(house, monkeypatch):
     long.join()
     assert order == ["short", "long"] and answers["long"] == expected
     assert answers["short"] == service.classify(run, TEXTS[:1], 2.0)
+
+
+def test_a_turn_ends_after_some_tokens(house, monkeypatch):
+    """Long messages are not many at a time: as many would hold up everybody else."""
+    service, (run, *_) = house
+    taken, answer = [], Classifier.probabilities
+
+    def seen(self, sequences):
+        taken.append(sum(map(len, sequences)))
+        return answer(self, sequences)
+
+    monkeypatch.setattr(Classifier, "probabilities", seen)
+    texts = ["see you at ten by the old gate " * 40, "ok"] * 8
+    found = service.classify(run, texts, 0.5)
+    assert [each.text for each in found] == [text.strip() for text in texts]
+    assert [each.p_spam for each in found[:2]] * 8 == pytest.approx([v.p_spam for v in found])
+    assert len(taken) > 1 and max(taken) <= classifiers_room.TURN
 
 
 def test_what_is_kept_ready_is_bounded_by_its_bytes(house, monkeypatch):

@@ -47,13 +47,14 @@ def share(model: GPTModel) -> GPTModel:
     return copy.deepcopy(model, shared)
 
 
-def batches(sequences: Sequence[list[int]]) -> list[list[int]]:
-    """Places of `sequences` in batches of similar length, pads within BATCH_TOKENS."""
+def batches(sequences: Sequence[list[int]], most: int) -> list[list[int]]:
+    """Places of `sequences` in batches of similar length, of at most `most` tokens with the pads; a
+    longer sequence is alone."""
     ordered = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
     found: list[list[int]] = []
     for place in ordered:
         width = len(sequences[place])
-        if found and (len(found[-1]) + 1) * width <= BATCH_TOKENS:
+        if found and (len(found[-1]) + 1) * width <= most:
             found[-1].append(place)
         else:
             found.append([place])
@@ -82,7 +83,7 @@ def logits_in_parts(
     model.eval()
     logits, done = torch.empty(len(sequences), model.out_head.out_features), 0
     try:
-        for places in batches(sequences):
+        for places in batches(sequences, BATCH_TOKENS):
             chosen = [sequences[place] for place in places]
             tokens, packing = pack(chosen, device, model.multiple)
             logits[places] = model.last_logits(tokens, packing).cpu()
@@ -119,7 +120,13 @@ class Classifier:
 
     def verdicts(self, texts: Sequence[str]) -> list[Verdict]:
         """A verdict for each text, in order."""
-        whole = [self.encoding.encode_ordinary(text) for text in texts]
-        sequences = [tokenizer.ended(self.encoding, tokens[: self.longest]) for tokens in whole]
-        found = zip(texts, spam_probabilities(self.model, sequences), whole, strict=True)
-        return [verdict(text, p, len(tokens) > self.longest) for text, p, tokens in found]
+        sequences, truncated = [], []
+        for text in texts:
+            tokens = self.encoding.encode_ordinary(text)
+            sequences.append(tokenizer.ended(self.encoding, tokens[: self.longest]))
+            truncated.append(len(tokens) > self.longest)
+        return [*map(verdict, texts, self.probabilities(sequences), truncated)]
+
+    def probabilities(self, sequences: Sequence[list[int]]) -> list[float]:
+        """p_spam of each token list, in order."""
+        return spam_probabilities(self.model, sequences)

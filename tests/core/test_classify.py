@@ -88,7 +88,7 @@ def test_batches_hold_every_place_once_within_the_limit():
     """Pads counted: the longest times the number of messages."""
     lengths = [1, 256, 3, 77, 256, 12, 1, 200] * 40
     sequences = [[0] * length for length in lengths]
-    found = batches(sequences)
+    found = batches(sequences, BATCH_TOKENS)
     assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
     for batch in found:
         assert len(batch) * max(lengths[place] for place in batch) <= BATCH_TOKENS
@@ -97,9 +97,9 @@ def test_batches_hold_every_place_once_within_the_limit():
 
 def test_a_message_longer_than_a_batch_goes_alone():
     """Nothing is left out because it is long."""
-    found = batches([[0] * (BATCH_TOKENS + 1), [0]])
+    found = batches([[0] * (BATCH_TOKENS + 1), [0]], BATCH_TOKENS)
     assert sorted(found) == [[0], [1]]
-    assert batches([]) == []
+    assert batches([], BATCH_TOKENS) == []
 
 
 def test_small_batches_give_the_same_verdicts(classifier, monkeypatch):
