@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lora_gpt.events import Event, Failed, Queued, Resumed, Stopped
 from lora_gpt.store import Run, RunStore, StoreError
-from lora_gpt.worker import AGAIN, TAKEN
+from lora_gpt.worker import BYE, TAKEN
 
 TRAIN = "lora_gpt.core.training:train"
 
@@ -178,6 +178,7 @@ class Jobs:
                 with self._changed:
                     del self._at_work[job.run.id]
                 job.reservation.close()
+            worker.see_off()
         worker.end()
 
     def _next(self) -> _Job | None:
@@ -219,7 +220,7 @@ class _Worker:
         # torch reads these when it is imported, in the worker alone.
         self._env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._process: subprocess.Popen[str] | None = None
-        self._killed = False
+        self._killed = self._leaving = False
         self._lock = threading.Lock()
 
     def ready(self) -> subprocess.Popen[str]:
@@ -246,10 +247,14 @@ class _Worker:
             process = self.ready()
             _hand_over(process, run_id)
         answer = _answer(process)
-        if answer == AGAIN:
-            return None
-        code = process.wait()
-        return None if answer else code
+        self._leaving = answer == BYE
+        return None if answer else process.wait()
+
+    def see_off(self) -> None:
+        """Collect a process that has said goodbye: to end takes it seconds, for which its run does
+        not wait."""
+        if self._process is not None and self._leaving:
+            self._process.wait()
 
     def kill(self) -> None:
         """End the process for good. It has no run, or one that it did not leave in time."""

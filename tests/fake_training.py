@@ -3,6 +3,7 @@
 What it does is written in the config's `weights`; it makes `max_steps` steps.
 """
 
+import atexit
 import os
 import sys
 import time
@@ -33,9 +34,17 @@ def writes(contents: bytes) -> Write:
     return write
 
 
+def linger(until: Path) -> None:
+    while not until.exists():
+        time.sleep(0.01)
+
+
 def train(config: RunConfig, checkpoint: bytes | None = None) -> Iterator[Event]:
     first, last = int(checkpoint or b"0"), config.training.max_steps
     print("training prints to standard output")
+    if config.weights == "lingers":
+        atexit.register(linger, Path(config.data.data))
+        raise RuntimeError("a fault after which the process is long in ending")
     yield Progress("loading", 0, 1)
     yield Started(last, last, *PARTS, 1, 2, f"process {os.getpid()}", 1, first)
     for step in range(first, last):

@@ -317,6 +317,19 @@ def test_a_failed_run_can_be_resumed(store, jobs):
     assert ended(run) == "failed" and steps(run) == [0, 1] and Resumed(2) in run.since()[0]
 
 
+def test_a_failed_run_does_not_wait_for_its_process_to_end(store, jobs, tmp_path):
+    """To let go of a device takes seconds: the run can be deleted by then, and nothing stays."""
+    end, config = tmp_path / "end", RunConfig()
+    run = store.create(config.changed(weights="lingers", data=str(end)), "ada")
+    jobs.submit(run.id)
+    assert ended(run) == "failed"
+    (leaving,) = [worker._process for worker in jobs._workers]
+    assert leaving.poll() is None
+    run.delete()
+    end.touch()
+    wait(lambda: leaving.returncode == 0)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_worker_is_replaced(store, jobs):
     """The run is left as interrupted, its log says why, the next one starts, and it can go on."""
