@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 Value = TypeVar("Value")
 
@@ -19,7 +20,8 @@ class Cache(Generic[Value]):
     def __init__(self, size: int, fits: Callable[[Collection[Value]], bool] = lambda _: True):
         self._size, self._fits = size, fits
         self._lock = threading.Lock()
-        self._making: dict[Hashable, threading.Lock] = {}
+        # A lock goes with the last who makes or waits, also where making fails.
+        self._making: WeakValueDictionary[Hashable, threading.Lock] = WeakValueDictionary()
         self._kept: OrderedDict[Hashable, Value] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -35,7 +37,6 @@ class Cache(Generic[Value]):
                     return self._kept[key]
             value = make()
             with self._lock:
-                self._making.pop(key, None)
                 self._kept[key] = value
                 while len(self._kept) > 1 and not self._has_room():
                     self._kept.popitem(last=False)
