@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -303,7 +303,9 @@ def train(
     reset_peak_memory()
     device = choose_device(config.training.device)
     yield Progress("reading the messages", 0, 1)
-    parts = _divided(tuple(read_messages(config.data)), config.data, config.seed)
+    messages = tuple(read_messages(config.data))
+    # Whose place does not matter: every run has its own copy of an uploaded file.
+    parts = _divided(messages, replace(config.data, data="read"), config.seed)
     encoding = tokenizer.load(MODELS[config.model].encoding)
     base = yield from load_base(config)
     model = prepare(base, config.training.method, config.lora, config.seed).to(device)

@@ -1,11 +1,13 @@
 """Laws of the training loop, on the bundled model's shape with random weights and few messages."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -327,4 +329,18 @@ def test_the_same_messages_are_divided_once(monkeypatch):
     assert len(asked) == 1
     training._divided(messages[1:], config.data, 1)
     assert training._divided(messages, config.data, 2) != first and len(asked) == 3
+    training._divided.cache_clear()
+
+
+def test_copies_of_an_uploaded_file_are_divided_once(monkeypatch, tmp_path):
+    """Each run has its own, in its own folder."""
+    asked = []
+    monkeypatch.setattr(training, "split", lambda *given: asked.append(given) or split(*given))
+    monkeypatch.setattr(training, "load_base", Mock(side_effect=InterruptedError))  # that is enough
+    training._divided.cache_clear()
+    for name in ("one", "two"):
+        copy = Path(shutil.copy(FEW["data"], tmp_path / f"{name}.tsv"))
+        with pytest.raises(InterruptedError):
+            list(train(few().changed(data=str(copy))))
+    assert len(asked) == 1
     training._divided.cache_clear()
