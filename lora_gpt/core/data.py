@@ -14,6 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import platformdirs
@@ -32,6 +33,8 @@ SMS_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
 LARGEST_FILE = 20_000_000
 """Bytes."""
 MOST_MESSAGES = 20_000
+MOST_ROWS = 200_000
+"""Of a table, ten times as many as messages can be used: the others lack a label or a text."""
 MOST_CELLS = 4_000_000
 """Of a table, short rows filled up: some 200 columns beside as many messages as can be used."""
 FEWEST_OF_A_CLASS = 10
@@ -274,16 +277,16 @@ def _rows(file: str, text: str) -> list[list[str]]:
 
 
 def _separated(file: str, text: str) -> list[list[str]]:
-    """As `_rows`, but no rows where the first line holds no separator, and csv.Error where the
-    quotation marks do not add up."""
+    """As `_rows`, but no rows where the first line holds no separator, csv.Error where the
+    quotation marks do not add up, and DataError where there is too much to read."""
     bare = re.sub(r'"[^"]*"', "", _first_line(text))
     best: list[list[str]] = []
     best_fit = 0.0
-    fault = None
+    fault: csv.Error | DataError | None = None
     for separator in (each for each in "\t,;|" if each in bare):
         try:
-            rows = _parsed(text, separator)
-        except csv.Error as error:
+            rows = _parsed(file, text, separator)
+        except (csv.Error, DataError) as error:
             fault = error
             continue
         if not rows:
@@ -312,28 +315,39 @@ def _fit(rows: Sequence[Sequence[str]]) -> float:
     return sum(len(row) == len(rows[0]) for row in rows) / max(1, len(rows))
 
 
-def _parsed(text: str, separator: str) -> list[list[str]]:
+def _parsed(file: str, text: str, separator: str) -> list[list[str]]:
     if separator != "\t":
-        return _read(text, separator, csv.QUOTE_MINIMAL)
+        return _read(file, text, separator, csv.QUOTE_MINIMAL)
     # In tab-separated files quotes are plain characters, unless the columns need them.
-    plain = _read(text, separator, csv.QUOTE_NONE)
+    plain = _read(file, text, separator, csv.QUOTE_NONE)
     if _fit(plain) == 1:
         return plain
     try:
-        quoted = _read(text, separator, csv.QUOTE_MINIMAL)
+        quoted = _read(file, text, separator, csv.QUOTE_MINIMAL)
     except csv.Error:
         return plain
     return quoted if _fit(quoted) > _fit(plain) else plain
 
 
-def _read(text: str, separator: str, quoting: int) -> list[list[str]]:
+def _read(file: str, text: str, separator: str, quoting: int) -> list[list[str]]:
+    """The rows that are not blank. Of a file with too many nothing is kept beyond the limit: a cell
+    takes many times its bytes in the file."""
+    rows: list[list[str]] = []
     lines = io.StringIO(text, newline="")
     # Strict, since a mark that is not closed would swallow messages up to the next one.
     reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)  # type: ignore[arg-type]
     try:
-        return [row for row in reader if any(cell.strip() for cell in row)]
+        if few := text.count(separator) <= MOST_CELLS:
+            filled = (row for row in reader if any(cell.strip() for cell in row))
+            rows = list(islice(filled, MOST_ROWS + 1))
     except csv.Error as error:
         raise csv.Error(f"{error} (line {reader.line_num})") from error
+    if not few or len(rows) > MOST_ROWS:
+        raise DataError(
+            f"{file}: must have at most {MOST_ROWS:,} rows and {MOST_CELLS:,} cells; got more."
+            " Leave out rows without a label or a text, and columns that hold neither."
+        )
+    return rows
 
 
 def _lines(text: str) -> list[str]:
@@ -373,8 +387,7 @@ def _only_column(text: str) -> list[str]:
     lines = io.StringIO(text, newline="")
     try:
         # No message holds a unit separator, so that only quotes are looked at here.
-        rows = list(csv.reader(lines, delimiter="\x1f", strict=True))
-        cells = ["".join(row) for row in rows]
+        cells = ["".join(row) for row in csv.reader(lines, delimiter="\x1f", strict=True)]
     except csv.Error:
         cells = _lines(text)
     return cells[1:] if cells and cells[0].strip().lower() in TEXT_NAMES else cells

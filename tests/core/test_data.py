@@ -228,6 +228,29 @@ def test_a_table_that_would_grow_is_refused(read, monkeypatch):
         read(wide + "\nspam" * 2_000)
 
 
+def test_of_a_table_that_is_too_large_nothing_is_kept_beyond_the_limit(read, monkeypatch):
+    """A row or a cell of two bytes takes fifty in memory: too many of them are not read first."""
+    monkeypatch.setattr(data, "MOST_CELLS", 100)
+    monkeypatch.setattr(data, "MOST_ROWS", 21)
+    read_rows, islice = [], data.islice
+    monkeypatch.setattr(
+        data, "islice", lambda *given: read_rows.extend(islice(*given)) or read_rows
+    )
+    assert len(read(table())) == 20 and len(read_rows) == 21
+    for content, rows in ((table() + "ham,ok\n" * 50, 22), (table() + "," * 100, 0)):
+        read_rows.clear()
+        with pytest.raises(DataError, match=r"mine.csv: must have at most 21 rows and 100 cells"):
+            read(content)
+        assert len(read_rows) == rows
+
+
+def test_a_separator_that_cuts_too_much_is_not_meant(read, monkeypatch):
+    """Commas inside the texts of a table with semicolons are no cells."""
+    monkeypatch.setattr(data, "MOST_CELLS", 100)
+    content = table(";", header=("label", "text", "a, b")) + f'ham;"{"," * 100} so long"\n'
+    assert len(read(content)) == 21
+
+
 def test_a_sentence_holds_only_some_of_many_columns(read):
     """However many there are, and however long their names."""
     wide = ",".join(f"{'c' * 100}{n}" for n in range(3_000)) + "\n"
