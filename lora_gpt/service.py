@@ -7,6 +7,7 @@ whose text is a sentence for people. Knows nothing of gradio.
 import csv
 import io
 import os
+import secrets
 import shutil
 import threading
 import zipfile
@@ -407,18 +408,30 @@ class Service:
         label = run_label(run.config)
         return RunSummary(run.id, label, status, run.created, run.config, started, finished)
 
-    def adapter_archive(self, run_id: str) -> bytes:
-        """A zip of the adapter's files and the report, to use elsewhere."""
+    def adapter_archive(self, run_id: str, cache: Path) -> Path:
+        """A zip of the adapter's files and the report, to use elsewhere, as a file under `cache`:
+        the same one until the run goes on. It is never in memory, for it may hold all of GPT-2."""
         run = self.find(run_id)
-        files = run.adapter_files()
+        files = run.adapter_paths()
         if not files:
             raise RunNotFound(f"run: {run_id} has no adapter yet; it is kept when training ends")
-        held = io.BytesIO()
-        with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, contents in files.items():
-                archive.writestr(name, contents)
-            archive.writestr("report.md", self.report(run_id))
-        return held.getvalue()
+        made = cache / f"{run.id}-{run.length()}" / f"lora_gpt-{run.id}.zip"
+        if made.is_file():
+            made.touch()  # whoever clears the cache sees that it is asked for
+            return made
+        report = self.report(run_id)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        part = made.with_name(f"{secrets.token_hex(4)}.part")
+        try:
+            # As they are: trained numbers hardly get smaller.
+            with zipfile.ZipFile(part, "w", strict_timestamps=False) as archive:
+                for file in files:
+                    archive.write(file, file.name)
+                archive.writestr("report.md", report)
+            part.replace(made)
+        finally:
+            part.unlink(missing_ok=True)
+        return made
 
     def report(self, run_id: str) -> str:
         """The lab report of a run, in Markdown."""

@@ -161,6 +161,11 @@ class Run:
         steps = [event.step for event in self.since()[0] if isinstance(event, Checkpoint)]
         return steps[-1] if steps else 0
 
+    def adapter_paths(self) -> list[Path]:
+        """Where the finished adapter's two files are; empty before it is written."""
+        paths = [self.path / name for name in ADAPTER]
+        return paths if all(path.is_file() for path in paths) else []
+
     def adapter_files(self) -> dict[str, bytes]:
         """The finished adapter's two files by name; empty before it is written."""
         found = {name: _contents(self.path / name) for name in ADAPTER}

@@ -10,6 +10,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -507,7 +508,7 @@ def test_a_run_without_adapter_says_so(service, tiny):
     events.close()
     for ask in (
         lambda: service.classify(run, TEXTS),
-        lambda: service.adapter_archive(run),
+        lambda: service.adapter_archive(run, Path("nowhere")),
         lambda: service.updates(run),
     ):
         with pytest.raises(RunNotFound, match="has no adapter yet"):
@@ -516,10 +517,31 @@ def test_a_run_without_adapter_says_so(service, tiny):
     assert len(service.classify_before(run, TEXTS)) == 3
 
 
-def test_the_archive_holds_adapter_and_report(house):
+def test_an_archive_is_made_once_and_never_in_memory(samples, tmp_path, monkeypatch):
+    """That of a run that trained every parameter is as large as the model."""
+    shutil.copytree(samples / "lora-rank-8", tmp_path / "run")
+    service, cache = Service(tmp_path, samples=samples), tmp_path / "cache"
+    monkeypatch.setattr(Run, "adapter_files", lambda run: pytest.fail("was read whole"))
+    path = service.adapter_archive("run", cache)
+    with zipfile.ZipFile(path) as archive:
+        assert {each.compress_type for each in archive.infolist()} == {zipfile.ZIP_STORED}
+    made = path.stat().st_ino
+    assert service.adapter_archive("run", cache).stat().st_ino == made
+    service.find("run").append(Stopped(4))
+    later = service.adapter_archive("run", cache)
+    assert later != path and later.name == path.name
+    monkeypatch.setattr(zipfile.ZipFile, "write", Mock(side_effect=OSError(28, "No space left")))
+    service.find("run").append(Stopped(5))
+    with pytest.raises(OSError, match="No space left"):
+        service.adapter_archive("run", cache)
+    assert not [*cache.rglob("*.part")] and len([*cache.rglob("*.zip")]) == 2
+    service.close()
+
+
+def test_the_archive_holds_adapter_and_report(house, tmp_path):
     """The two files as they were written, and the lab report."""
     service, (run, *_) = house
-    with zipfile.ZipFile(io.BytesIO(service.adapter_archive(run))) as archive:
+    with zipfile.ZipFile(service.adapter_archive(run, tmp_path)) as archive:
         assert sorted(archive.namelist()) == sorted([*ADAPTER, "report.md"])
         for name in ADAPTER:
             assert archive.read(name) == service.find(run).adapter_files()[name]
@@ -870,7 +892,7 @@ def test_samples_that_cannot_be_written_to(samples, tmp_path):
     service = Service(tmp_path / "runs", samples=samples)
     service.classify(SAMPLE, TEXTS)
     service.report(SAMPLE)
-    service.adapter_archive(SAMPLE)
+    service.adapter_archive(SAMPLE, tmp_path / "cache")
     assert {path.name for path in samples.rglob("*")} == before
     service.close()
 

@@ -261,8 +261,7 @@ def wire_files(service: Service, stage: Stage) -> None:
 
     @guard
     def adapter(course: Course) -> str:
-        contents = service.adapter_archive(course.run)
-        return kept(stage, f"lora_gpt-{course.run}.zip", contents)
+        return str(service.adapter_archive(course.run, Path(stage.adapter.GRADIO_CACHE)))
 
     @guard
     def report(course: Course) -> str:
