@@ -14,12 +14,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_gpt.config import MODELS, BadValue, DataConfig, RunConfig, TrainingConfig
 from lora_gpt.core import tensor_file, tokenizer
@@ -220,8 +221,7 @@ class Trainer:
     # --- checkpoint ------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        tensors = {f"model.{names[id(p)]}": p.detach() for p in self.trained}
+        tensors = {f"model.{name}": p.detach() for name, p in self._named().items()}
         for place, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{place}.{slot}": value for slot, value in state.items()}
         numbers: dict[str, float | str] = {"step": self.step, "seconds": self.seconds}
@@ -244,17 +244,12 @@ class Trainer:
             if numbers.get("messages", self.train.digest()) != self.train.digest():
                 rule = "must come from a run on these messages: the file of messages has changed"
                 raise BadValue("checkpoint", rule, self.config.data.data)
-            named = dict(self.model.named_parameters())
-            trained = {id(parameter) for parameter in self.trained}
-            expected = {f"model.{n}": p.shape for n, p in named.items() if id(p) in trained}
-            found = {n: v.shape for n, v in tensors.items() if n.startswith("model.")}
-            if found != expected or not all(v.isfinite().all() for v in tensors.values()):
-                raise BadValue("checkpoint", "must hold what this run trains", sorted(found)[:3])
+            self._check(tensors, numbers)
             # What the run began with, however fast this machine is today.
             compute_in(self.model, "bfloat16" if numbers.get("half_precision") else "float32")
             with torch.no_grad():
-                for name in expected:
-                    named[name.removeprefix("model.")].copy_(tensors[name])
+                for name, parameter in self._named().items():
+                    parameter.copy_(tensors[f"model.{name}"])
             state: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
                 if name.startswith("adam."):
@@ -263,12 +258,45 @@ class Trainer:
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
             self.step, self.seconds = numbers["step"], numbers["seconds"]
             self.right, self.seen = numbers["right"], numbers["seen"]
-            if not 0 <= self.step <= self.steps:
-                raise BadValue("checkpoint", f"must be of a step from 0 to {self.steps}", self.step)
         except BadValue:
             raise
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except (
+            SafetensorError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise BadValue("checkpoint", "must be a whole checkpoint file", str(error)) from error
+
+    def _check(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Refuse a checkpoint that lacks a part of this run, before anything is changed: torch
+        trusts what it is given, and a step on tensors of other shapes ends the process."""
+        expected = {f"model.{name}": p.shape for name, p in self._named().items()}
+        for place, parameter in enumerate(self.trained):
+            slots = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            expected |= {f"adam.{place}.{slot}": torch.Size(s) for slot, s in slots.items()}
+        for name in sorted(expected.keys() | tensors.keys()):
+            found, shape = tensors.get(name), expected.get(name)
+            if found is None or found.shape != shape or found.dtype != torch.float32:
+                needed = "nothing" if shape is None else f"float32 of shape {tuple(shape)}"
+                got = "nothing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+                rule = f"must hold what this run trains: {needed} under {name}"
+                raise BadValue("checkpoint", rule, got)
+            if not found.isfinite().all():
+                rule = f"must hold what this run trains: finite numbers under {name}"
+                raise BadValue("checkpoint", rule, "others")
+        step, others = numbers["step"], [numbers[name] for name in ("seconds", "right", "seen")]
+        if type(step) is not int or not 0 <= step <= self.steps:
+            raise BadValue("checkpoint", f"must be of a step from 0 to {self.steps}", step)
+        if not all(0 <= number < math.inf for number in others):
+            rule = "must hold seconds, right and all answers so far, none below 0"
+            raise BadValue("checkpoint", rule, others)
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        """What is trained, by its name in the model."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 def _recipe(config: RunConfig) -> dict:

@@ -143,14 +143,14 @@ def test_a_checkpoint_of_other_messages_is_refused(tmp_path):
         list(train(few(), contents))
 
 
-def _broken(contents, about=(), **changes):
+def _broken(contents, about=(), drop=None, **changes):
+    """`changes` are functions of tensors; `bias` is the head's, `adam_0_step` is adam.0.step."""
     tensors, told = load(contents), dict(_metadata(contents))
-    head = "model.out_head.bias"
+    if drop:
+        tensors = {n: value for n, value in tensors.items() if not n.startswith(drop)}
     for name, change in changes.items():
-        if name == "drop":
-            tensors = {n: value for n, value in tensors.items() if not n.startswith(change)}
-        else:
-            tensors[head] = change(tensors[head])
+        key = "model.out_head.bias" if name == "bias" else name.replace("_", ".", 2)
+        tensors[key] = change(tensors.get(key))
     return save(tensors, told | dict(about))
 
 
@@ -171,6 +171,23 @@ def test_a_checkpoint_that_is_not_whole_is_refused():
             _broken(contents, [("numbers", json.dumps(numbers | {"step": -3}))]),
             "must be of a step from 0 to 6",
         ),
+        (_broken(contents, drop="adam.0.exp_avg"), r"under adam\.0\.exp_avg; got 'nothing'"),
+        (
+            _broken(contents, adam_0_exp_avg=lambda m: m[:1].clone()),
+            r"\(384, 8\) under adam\.0\.exp",
+        ),
+        (_broken(contents, adam_1_exp_avg_sq=lambda m: m.half()), r"got 'torch\.float16 of shape"),
+        (
+            _broken(contents, adam_1_step=lambda step: step.long()),
+            r"got 'torch\.int64 of shape \(\)'",
+        ),
+        (
+            _broken(contents, adam_1_step=lambda step: step[None]),
+            r"got 'torch\.float32 of shape \(1,\)",
+        ),
+        (_broken(contents, adam_99_step=lambda _: torch.ones(())), r"nothing under adam\.99\.step"),
+        (_broken(contents, [("numbers", json.dumps(numbers | {"step": 2.5}))]), "got 2.5"),
+        (_broken(contents, [("numbers", json.dumps(numbers | {"seen": -4}))]), "none below 0"),
     ):
         with pytest.raises(BadValue, match=rule):
             list(train(few(), broken))
