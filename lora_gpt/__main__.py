@@ -320,17 +320,23 @@ def run_classify(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    service = _service(arguments)
     found = []
-    for each in _service(arguments).runs():
+    for each in service.runs():
         accuracy = each.finished.test["accuracy"] if each.finished else None
-        shown = f"{100 * accuracy:6.2f}%" if accuracy is not None else "      -"
-        print(f"{each.id:<20}{each.status:<13}{shown}  {each.label}")
-        found.append(
-            {"run": each.id, "status": each.status, "label": each.label, "test_accuracy": accuracy}
-        )
+        status = "broken" if each.problem else each.status
+        found.append(_row(each.id, status, each.problem or each.label, accuracy))
+    found += [_row(name, "broken", problem) for name, problem in service.store.broken().items()]
     if not found:
         print("No run yet: 'python -m lora_gpt train' makes one.")
     return found
+
+
+def _row(run: str, status: str, label: str, accuracy: float | None = None) -> dict[str, Any]:
+    """Print one line of the list of runs; `label` says what is wrong with a broken one."""
+    shown = f"{100 * accuracy:6.2f}%" if accuracy is not None else "      -"
+    print(f"{run:<20}{status:<13}{shown}  {label}")
+    return {"run": run, "status": status, "label": label, "test_accuracy": accuracy}
 
 
 def run_delete(arguments: argparse.Namespace) -> dict[str, Any]:

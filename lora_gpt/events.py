@@ -8,8 +8,10 @@ enter the JSON: whoever consumes the events decides where tensors go.
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 Write = Callable[[Path], None]
 """Writes a file to a path that it is given; OSError where that cannot be. The tensors are those of
@@ -224,6 +226,25 @@ KINDS: dict[str, type] = {
 }
 
 
+def checked(value: object) -> Any:
+    """A dataclass as it is. Raises TypeError where a field is of another type than declared."""
+    for name, accepted in _accepted(type(value)).items():
+        if not isinstance(getattr(value, name), accepted):
+            raise TypeError(f"{name}: must be {accepted}; got {getattr(value, name)!r}")
+    return value
+
+
+@cache
+def _accepted(kind: type) -> dict[str, tuple[type, ...]]:
+    """The types that each field takes: JSON may write a float without a point."""
+    found = {}
+    for each in fields(kind):
+        parts = get_args(each.type) if isinstance(each.type, UnionType) else (each.type,)
+        plain = tuple(get_origin(part) or part for part in parts)
+        found[each.name] = (*plain, int) if float in plain else plain
+    return found
+
+
 def to_json(event: Event) -> str:
     """One line of JSON with the event's kind; `files` are left out."""
     values = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "files"}
@@ -237,6 +258,6 @@ def from_json(line: str) -> Event:
         kind = KINDS[values.pop("kind")]
         if "files" in values:
             raise KeyError("files")  # tensors never stand in a line
-        return kind(**values)
+        return checked(kind(**values))
     except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"events: every line must be an event; got {line[:80]!r}") from error

@@ -41,7 +41,7 @@ from lora_gpt.core.training import train
 from lora_gpt.events import Event, Finished, Started
 from lora_gpt.jobs import Jobs
 from lora_gpt.report import write_report
-from lora_gpt.store import ADAPTER, CONFIG, EVENTS, Run, RunNotFound, RunStore
+from lora_gpt.store import ADAPTER, CONFIG, EVENTS, Run, RunNotFound, RunStore, StoreError
 from lora_gpt.worker import carry_out
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
@@ -54,6 +54,7 @@ SAMPLE_RUNS: dict[str, dict[str, Any]] = {
     "random-start": {"init": "random"},
 }
 """The runs that ship trained, on the bundled messages: what each changes in the default run."""
+Ends = tuple[Started | None, Finished | None, str]
 MOST_TEXTS, MOST_CHARACTERS, MOST_STRENGTH = 2_000, 20_000, 10
 
 
@@ -113,6 +114,8 @@ class RunSummary:
     config: RunConfig
     started: Started | None = None
     finished: Finished | None = None
+    problem: str = ""
+    """What is wrong with the end of a run, which then has no `finished`."""
 
 
 def default_runs() -> Path:
@@ -171,7 +174,7 @@ class Service:
         self._classifiers = Classifiers()
         self._starting = threading.Lock()
         self._data: Cache[tuple[list[Message], Split]] = Cache(8)
-        self._ends: Cache[tuple[Started | None, Finished | None]] = Cache(500)
+        self._ends: Cache[Ends] = Cache(500)
         self.store.sweep()
 
     def close(self) -> None:
@@ -396,17 +399,11 @@ class Service:
         """Of the folder as it was opened: one that is deleted meanwhile spoils no list."""
         status = run.status
 
-        def ends() -> tuple[Started | None, Finished | None]:
-            events, _ = run.since(0)
-            started = [event for event in events if isinstance(event, Started)]
-            finished = [event for event in events if isinstance(event, Finished)]
-            return started[-1] if started else None, finished[-1] if finished else None
-
         # A finished run stays as it is, and stands in every list.
         done, key = status == "finished", (run.path, run.length())
-        started, finished = self._ends.get(key, ends) if done else ends()
+        ends = self._ends.get(key, lambda: _ends(run)) if done else _ends(run)
         label = run_label(run.config)
-        return RunSummary(run.id, label, status, run.created, run.config, started, finished)
+        return RunSummary(run.id, label, status, run.created, run.config, *ends)
 
     def adapter_archive(self, run_id: str, cache: Path) -> Path:
         """A zip of the adapter's files and the report, to use elsewhere, as a file under `cache`:
@@ -436,6 +433,8 @@ class Service:
     def report(self, run_id: str) -> str:
         """The lab report of a run, in Markdown."""
         run = self.find(run_id)
+        if problem := _ends(run)[2]:
+            raise StoreError(problem)
         events, _ = run.since(0)
         config = run.config
         method = config.training.method
@@ -483,6 +482,24 @@ class Service:
         with self._classifiers.of(self.find(run_id)) as classifier:
             sequences = classifier.encode([message.text for message in messages])
             return measure(messages, spam_probabilities(classifier.model, sequences))
+
+
+def _ends(run: Run) -> Ends:
+    """How a run began and ended, and what is wrong with its end."""
+    events, _ = run.since(0)
+    started = [event for event in events if isinstance(event, Started)]
+    finished = [event for event in events if isinstance(event, Finished)]
+    first, last = started[-1] if started else None, finished[-1] if finished else None
+    try:
+        for measured in (last.test, last.baseline) if last else ():
+            Metrics.from_json(measured)
+    except BadValue as error:
+        return (
+            first,
+            None,
+            f"run: {run.id} must hold a readable {EVENTS}; {error.field} {error.rule}",
+        )
+    return first, last, ""
 
 
 def verdicts_csv(verdicts: Sequence[Verdict]) -> str:

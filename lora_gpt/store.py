@@ -11,6 +11,7 @@ Knows nothing of torch, processes or pages.
 import errno
 import hmac
 import json
+import math
 import os
 import re
 import secrets
@@ -305,15 +306,18 @@ class RunStore:
         """The run with this id. Raises RunNotFound, or StoreError for a broken folder."""
         if not isinstance(run_id, str) or not _ID.fullmatch(run_id):
             raise RunNotFound(f"run: must be the id of a run; got {run_id!r}")
-        path = self.root / run_id
-        if not (path / CONFIG).is_file():
-            raise RunNotFound(f"run: must be the id of a run that is still there; got {run_id!r}")
+        path, reading = self.root / run_id, CONFIG
         try:
-            stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-            config = RunConfig.from_json(stored)
+            config = RunConfig.from_json(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+            reading = OWNER
             about = _about(path)
-            created = about.get("created", (path / CONFIG).stat().st_mtime)
-            return Run(path, config, str(about.get("owner", "")), float(created))
+            created = float(about.get("created", (path / CONFIG).stat().st_mtime))
+            if not math.isfinite(created):
+                raise BadValue("created", "must be a time in seconds", created)
+            return Run(path, config, str(about.get("owner", "")), created)
+        except (FileNotFoundError, NotADirectoryError):
+            rule = "must be the id of a run that is still there"
+            raise RunNotFound(f"run: {rule}; got {run_id!r}") from None
         # JSON may be nested too deeply, and a number in it longer than any float.
         except (
             ValueError,
@@ -323,25 +327,39 @@ class RunStore:
             RecursionError,
             OverflowError,
         ) as error:
-            raise StoreError(f"run: {run_id} must hold a readable {CONFIG}; {error}") from error
+            raise StoreError(f"run: {run_id} must hold a readable {reading}; {error}") from error
 
     def runs(self, owner: str | None = None) -> list[Run]:
-        """Every run, or every run of `owner`, newest first; broken folders are left out.
+        """Every run, or every run of `owner`, newest first; of broken folders tells `broken`.
 
         Of other people's runs nothing is read but whose they are.
         """
-        try:
-            names = sorted(path.name for path in self.root.iterdir())
-        except OSError:
-            return []
         found = []
-        for name in names:
+        for name in self._names():
             try:
                 if owner is None or _is_owner(_owner(self.root / name), owner):
                     found.append(self.open(name))
             except StoreError:
                 continue
         return sorted(found, key=lambda run: run.created, reverse=True)
+
+    def broken(self) -> dict[str, str]:
+        """What is wrong with each folder that holds a run and cannot be read, by its name."""
+        found = {}
+        for name in self._names():
+            try:
+                self.open(name)
+            except RunNotFound:
+                continue
+            except StoreError as error:
+                found[name] = str(error)
+        return found
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(path.name for path in self.root.iterdir())
+        except OSError:
+            return []
 
     def sweep(self) -> None:
         """Remove what processes left that were killed while they made or deleted a folder."""

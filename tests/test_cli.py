@@ -16,7 +16,7 @@ from lora_gpt import service as service_room
 from lora_gpt.__main__ import build_parser, main
 from lora_gpt.config import RunConfig
 from lora_gpt.core import fetching, tokenizer
-from lora_gpt.events import Failed, Started, Step
+from lora_gpt.events import Failed, Finished, Started, Step
 from lora_gpt.store import RunStore
 
 HOUSE = Path(__file__).parents[1]
@@ -250,6 +250,22 @@ def test_runs(trained, run, tmp_path, capsys):
     assert any(line.startswith(run) and "finished" in line for line in lines)
     assert main(["runs", "--runs", str(tmp_path)]) == 0
     assert "No run yet" in capsys.readouterr().out
+
+
+def test_a_broken_run_is_a_line_that_says_so(tmp_path, capsys):
+    """A folder that cannot be read, or whose end is none, hides no other."""
+    store = RunStore(tmp_path / "runs")
+    torn, ended, whole = (store.create(RunConfig()) for _ in range(3))
+    (torn.path / "config.json").write_text('{"ra')
+    ended.append(Finished(4, 0.1, 0.2, 1.0, None, {"accuracy": None}, {}, 1.0))
+    assert main(["runs", "--runs", str(store.root), "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    found = {each["run"]: (each["status"], each["label"]) for each in json.loads(last)}
+    assert len(lines) == len(found) == 3 and found[whole.id][0] == "interrupted"
+    assert found[torn.id][0] == found[ended.id][0] == "broken"
+    assert "must hold a readable config.json" in found[torn.id][1]
+    assert "must hold a readable events.jsonl; metrics must be" in found[ended.id][1]
+    assert "events.jsonl" in refused(["report", "--run", str(ended.path)], capsys)
 
 
 def test_delete(tmp_path, capsys):

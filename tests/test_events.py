@@ -100,6 +100,8 @@ def test_a_loss_of_zero_is_a_loss():
         '{"kind": "unheard of", "step": 1}',
         '{"kind": ["stopped"], "step": 1}',
         '{"kind": "stopped", "step": 1, "more": 2}',
+        '{"kind": "stopped", "step": "1"}',
+        '{"kind": "validation", "step": 1, "loss": null, "accuracy": 0.5}',
         '{"step": 1}',
         '{"kind": "adapter", "step": 1, "files": {"a": "b"}}',
         "[" * 200_000,

@@ -122,6 +122,34 @@ def test_broken_folders_are_skipped(store, run):
     assert store.runs() == [run]
     with pytest.raises(StoreError, match=r"broken must hold a readable config.json; rank: must"):
         store.open("broken")
+    assert [*store.broken()] == ["broken", "list", "torn"]
+    assert "broken must hold a readable config.json; rank: must" in store.broken()["broken"]
+
+
+def test_a_closed_folder_hides_no_other_run(store, run, monkeypatch):
+    """Simulated, because root may read anywhere: nothing in the folder can be looked at."""
+    closed = store.create(RunConfig(), "ada")
+
+    def closing(really):
+        def look(path, *more, **named):
+            if path.parent == closed.path:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return really(path, *more, **named)
+
+        return look
+
+    monkeypatch.setattr(Path, "stat", closing(Path.stat))
+    monkeypatch.setattr(Path, "read_text", closing(Path.read_text))
+    assert store.runs() == store.runs("ada") == [run]
+    assert [*store.broken()] == [closed.id] and "Permission denied" in store.broken()[closed.id]
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{", '{"created": "now"}', '{"created": NaN}'])
+def test_an_owner_file_that_is_none_hides_no_other_run(store, run, content):
+    broken = store.create(RunConfig(), "ada")
+    (broken.path / "owner.json").write_text(content)
+    assert store.runs() == [run]
+    assert "must hold a readable owner.json" in store.broken()[broken.id]
 
 
 @pytest.mark.parametrize("name", ["config.json", "owner.json"])
@@ -131,7 +159,7 @@ def test_json_that_cannot_be_taken_in_hides_no_other_run(store, run, name, conte
     broken = store.create(RunConfig(), "ada")
     (broken.path / name).write_text(content)
     assert store.runs() == store.runs("ada") == [run]
-    with pytest.raises(StoreError, match=r"must hold a readable config\.json"):
+    with pytest.raises(StoreError, match=f"must hold a readable {name}"):
         store.open(broken.id)
 
 

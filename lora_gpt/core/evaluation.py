@@ -19,6 +19,7 @@ from sklearn.metrics import (
 
 from lora_gpt.config import SPAM_FROM, BadValue
 from lora_gpt.core.data import Message
+from lora_gpt.events import checked
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,12 @@ class Metrics:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises BadValue for anything that is not metrics."""
         try:
-            low, high = values["interval"]
-            wrong = tuple(dict(each) for each in values["misclassified"])
-            return cls(**{**values, "interval": (low, high), "misclassified": wrong})
+            low, high = map(float, values["interval"])
+            wrong = tuple(
+                {"text": str(e["text"]), "label": str(e["label"]), "p_spam": float(e["p_spam"])}
+                for e in values["misclassified"]
+            )
+            return checked(cls(**{**values, "interval": (low, high), "misclassified": wrong}))
         except (KeyError, TypeError, ValueError) as error:
             raise BadValue("metrics", "must be what Metrics.to_json wrote", values) from error
 

@@ -84,6 +84,15 @@ def test_what_is_no_metrics_is_refused(values):
         Metrics.from_json(values)
 
 
+@pytest.mark.parametrize(
+    "change", [{"accuracy": "0.9"}, {"tp": None}, {"interval": ["a", "b"]}, {"misclassified": [{}]}]
+)
+def test_metrics_of_another_kind_are_refused(change):
+    """Whoever shows them calculates with them."""
+    with pytest.raises(BadValue, match="metrics: must be what"):
+        Metrics.from_json(measure([SPAM, HAM], [0.2, 0.1]).to_json() | change)
+
+
 def test_wilson_against_published_figures():
     """Newcombe 1998, table I: 81 of 263 and 0 of 20."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
