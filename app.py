@@ -4,9 +4,14 @@ Host and port also come from GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, the runs
 """
 
 import argparse
+import os
 import signal
+import socket
 import sys
 from pathlib import Path
+
+from lora_gpt.interrupts import INTERRUPTED, starting
+from lora_gpt.knobs import BadValue
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -23,12 +28,38 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def check(options: argparse.Namespace) -> None:
+    """Refuse in a sentence what could not be served. Raises BadValue."""
+    if options.workers < 1:
+        raise BadValue("workers", "must be at least 1", options.workers)
+    if options.port is not None and not 1 <= options.port <= 65535:
+        raise BadValue("port", "must be from 1 to 65535", options.port)
+    host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    for field, rule, port in (
+        ("host", "must be an address of this machine", 0),
+        ("port", "must be one that is free and that you may use", options.port or 0),
+    ):
+        try:
+            kind, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[
+                0
+            ]
+            with socket.socket(kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            got = getattr(options, field) or host
+            raise BadValue(field, f"{rule} ({error.strerror})", got) from error
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted. Raises BadValue for options that cannot be, OSError where no port is
+    free."""
     options = arguments().parse_args(argv)
+    check(options)
     # Only now: --help answers at once, and a worker process that starts here imports neither.
-    from lora_gpt.service import Service, default_runs
-    from lora_gpt.ui.build import build, serve
+    with starting():
+        from lora_gpt.service import Service, default_runs
+        from lora_gpt.ui.build import build, serve
 
     # A container is stopped with SIGTERM, which would otherwise leave the workers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -44,4 +75,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (BadValue, OSError) as refusal:
+        print(f"lora_gpt: {refusal}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # before it was served
+        print("lora_gpt: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -1,13 +1,15 @@
 """The command line: `python -m lora_gpt`. Thin over `service`: words in, words or JSON out.
 
 Exit code 0 when it worked, 2 with one sentence for bad input, 1 when a training failed, 130 when it
-was interrupted. With `--json` the last line of the output is JSON: an object, or a list of them.
+was interrupted, 141 when nobody reads on, as behind `| head`. With `--json` the last line of the
+output is JSON: an object, or a list of them.
 """
 
 import argparse
 import dataclasses
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,11 +30,17 @@ from lora_gpt.config import (
     knobs,
     preset,
 )
-from lora_gpt.core import structure
 from lora_gpt.events import Event, Failed, Finished, Progress, Started, Step, Stopped, Validation
+from lora_gpt.interrupts import INTERRUPTED, starting
 from lora_gpt.report import percent_with_interval
-from lora_gpt.service import SAMPLE, SAMPLE_RUNS, Service, default_runs
 from lora_gpt.store import RunStore
+
+with starting():  # these import torch
+    from lora_gpt.core import structure
+    from lora_gpt.service import SAMPLE, SAMPLE_RUNS, Service, default_runs
+
+UNREAD = 141
+"""Exit code where nobody reads on: 128 and the number of that signal, as shells have it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -391,9 +399,16 @@ def main(words: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file that a training is piped into grows; what a narrow encoding lacks is escaped.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    arguments = build_parser().parse_args(words)
     try:
+        arguments = build_parser().parse_args(words)
         found = globals()[f"run_{arguments.command}"](arguments)
+        if arguments.json:
+            print(json.dumps(found))
+    except BrokenPipeError:
+        # Whoever read it has seen enough, as `head` does. What is still held goes nowhere, or the
+        # interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except TrainingFailed as failure:
         print(f"lora_gpt: {failure}", file=sys.stderr)
         return 1
@@ -402,9 +417,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("lora_gpt: interrupted; --resume goes on with a training", file=sys.stderr)
-        return 130
-    if arguments.json:
-        print(json.dumps(found))
+        return INTERRUPTED
     return 0
 
 

@@ -228,7 +228,8 @@ KINDS: dict[str, type] = {
 
 def checked(value: object) -> Any:
     """A dataclass as it is. Raises TypeError where a field is of another type than declared."""
-    for name, accepted in _accepted(type(value)).items():
+    accepts = _accepted(type(value))  # type: ignore[arg-type] # a class is hashable
+    for name, accepted in accepts.items():
         if not isinstance(getattr(value, name), accepted):
             raise TypeError(f"{name}: must be {accepted}; got {getattr(value, name)!r}")
     return value

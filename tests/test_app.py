@@ -7,6 +7,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
+
+import app
+from lora_gpt.config import BadValue
 from lora_gpt.service import default_runs
 
 HOUSE = Path(__file__).parents[1]
@@ -31,6 +35,50 @@ def test_threads_wait_without_spinning():
     plain = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     assert told(plain) == ["PASSIVE", "False"]
     assert told(plain | {"OMP_WAIT_POLICY": "ACTIVE"}) == ["ACTIVE", "False"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--workers 0", "workers: must be at least 1; got 0"),
+        ("--port 80000", "port: must be from 1 to 65535; got 80000"),
+        ("--port 0", "port: must be from 1 to 65535; got 0"),
+        ("--port TAKEN", "port: must be one that is free and that you may use (Address already"),
+        ("--host 192.0.2.1", "host: must be an address of this machine (Cannot assign"),
+        ("--host nowhere.invalid", "host: must be an address of this machine (nobody knows it)"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(words, says, monkeypatch):
+    """Before anything slow is imported: field, rule and value."""
+    really = socket.getaddrinfo
+
+    def found(host, *more, **named):
+        if host.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "nobody knows it")
+        return really(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(BadValue) as refusal:
+            app.main(words.replace("TAKEN", port).split())
+    assert str(refusal.value).startswith(says)
+
+
+@pytest.mark.parametrize("command", [["app.py"], ["-m", "lora_gpt", "runs"]])
+def test_interrupted_while_it_starts(command, tmp_path):
+    """One line, also where the library that is being imported swallows the interruption."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n    pass\n"
+        "raise AttributeError('half made')"
+    )
+    told = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=HOUSE, env=told, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (130, "lora_gpt: interrupted\n")
 
 
 def test_the_page_is_served_where_the_environment_says(tmp_path):

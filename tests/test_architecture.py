@@ -17,7 +17,7 @@ FLOORS = (
     ("classifiers",),
     ("core", "store", "jobs", "worker", "report"),
     ("config", "events"),
-    ("knobs", "cache"),
+    ("knobs", "cache", "interrupts"),
     ("__init__",),
 )
 """From the top to the ground. A room may use its own floor and those below, never one above."""
@@ -29,6 +29,7 @@ ONLY = {
     "config": {"config", "knobs"},
     "knobs": {"knobs"},
     "cache": {"cache"},
+    "interrupts": {"interrupts"},
     "events": {"events"},
 }
 """Rooms that may use nothing but these."""

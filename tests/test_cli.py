@@ -305,6 +305,17 @@ def test_what_a_narrow_encoding_lacks_is_escaped(tmp_path):
     assert done.stdout.startswith(b"# LoRA on") and b"\\x" in done.stdout
 
 
+@pytest.mark.parametrize("words", [["count"], ["count", "--json"]])
+def test_whoever_reads_no_further_is_told_nothing(words, monkeypatch, capsys):
+    """As `| head` does: no traceback, no sentence, and nothing left that cannot be written."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(words) == 141
+    assert capsys.readouterr().err == ""
+
+
 # --- interruption and failure --------------------------------------------------------------------
 
 STARTED = Started(4, 4, 16, 0, 4, 0, 0, 1, 2, "cpu", 1)
