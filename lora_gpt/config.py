@@ -387,12 +387,14 @@ class RunConfig(Group):
             raise BadValue("shape", rule, self.shape)
         if self.training.method == "lora" and self.lora.rank > cfg.emb_dim:
             raise BadValue(
-                "rank", f"must be at most {cfg.emb_dim}, the width of {self.model}", self.lora.rank
+                "rank",
+                f"must be at most {cfg.emb_dim}, the width of {self.shape or self.model}",
+                self.lora.rank,
             )
         if self.training.max_tokens > cfg.context_length:
             raise BadValue(
                 "max_tokens",
-                f"must be at most {cfg.context_length}, the context of {self.model}",
+                f"must be at most {cfg.context_length}, the context of {self.shape or self.model}",
                 self.training.max_tokens,
             )
 

@@ -38,6 +38,7 @@ from lora_gpt.core.evaluation import Metrics, measure
 from lora_gpt.core.machine import choose_device
 from lora_gpt.core.split import Split, split
 from lora_gpt.core.training import train
+from lora_gpt.core.weights import local_weights
 from lora_gpt.events import Event, Finished, Started
 from lora_gpt.jobs import Jobs
 from lora_gpt.report import write_report
@@ -316,6 +317,8 @@ class Service:
             config = config.changed(data=str(path.resolve()))
         if config.weights and weights.exists():
             config = config.changed(weights=str(weights.resolve()))
+        if config.weights and config.init == "pretrained":
+            local_weights(config)
         self._check(config)
         run = self.store.create(config)
         return run.id, carry_out(run, train)

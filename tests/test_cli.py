@@ -486,8 +486,9 @@ def test_bad_input_to_a_run_is_refused(words, says, trained, run, capsys):
 
 
 def test_a_refused_training_leaves_no_folder(few, tmp_path, capsys):
-    """Bad data and bad batch sizes are found before a run is made."""
-    for more in (["--data", "nowhere"], ["--data", str(few), "--batch-size", "99"]):
+    """Bad data, batch sizes and weights are found before a run is made."""
+    here = ["--data", str(few), "--no-keep-apart"]
+    for more in (["--data", "nowhere"], [*here, "--batch-size", "99"], [*here, "--weights", "/no"]):
         refused(["train", *more, "--runs", str(tmp_path / "runs")], capsys)
     assert not (tmp_path / "runs").exists()
 

@@ -254,6 +254,9 @@ def test_a_rank_wider_than_the_model_is_refused_by_name():
 def test_more_tokens_than_the_model_reads_are_refused():
     error = refused("max_tokens", 257)
     assert error.rule == "must be at most 256, the context of mini"
+    shaped = RunConfig(init="random", shape="24x3x12x32")
+    with pytest.raises(BadValue, match="must be at most 32, the context of 24x3x12x32"):
+        shaped.changed(max_tokens=33)
     assert RunConfig().changed(max_tokens=257, model="gpt2").training.max_tokens == 257
 
 

@@ -631,6 +631,7 @@ def test_weights_in_a_folder_are_found_from_anywhere(service, few, tmp_path, mon
     """A relative path is kept whole; a file called like a data set is not that data set."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").touch()
     (tmp_path / "bundled").write_text("label,text\n", encoding="utf-8")
     monkeypatch.setattr(service, "_check", lambda config: None)
     run_id, _ = service.run_here(RunConfig().changed(weights="base"))

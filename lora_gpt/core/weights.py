@@ -25,7 +25,15 @@ from lora_gpt.core.tensor_file import INDEX, WeightsError, check, opened, parts_
 from lora_gpt.core.tokenizer import ASSETS
 from lora_gpt.events import Progress
 
-__all__ = ["BUNDLED", "WeightsError", "empty_model", "load_base", "read_base", "save_base"]
+__all__ = [
+    "BUNDLED",
+    "WeightsError",
+    "empty_model",
+    "load_base",
+    "local_weights",
+    "read_base",
+    "save_base",
+]
 
 BUNDLED = ASSETS / "mini"
 """The folder of the bundled model."""
@@ -54,11 +62,17 @@ def load_base(
         yield Progress(f"making random weights for {config.label}", 0, 1)
         model = empty_model(cfg).to_empty(device="cpu")
         return initialise(model, config.seed).eval()
-    path = _in_folder(bundled)
-    if config.weights or own:
-        path = yield from _found(config.weights or own, config, hub or Hub())
+    path = local_weights(config) if config.weights else None if own else _in_folder(bundled)
+    if path is None:
+        path = yield from _downloaded(config.weights or own, config, hub or Hub())
     yield Progress(f"reading the weights of {config.label}", 0, 1)
-    return read_base(path, cfg)
+    try:
+        return read_base(path, cfg)
+    except WeightsError as error:
+        source = config.weights or own
+        if source and source not in str(error):  # a tensor alone does not say whose it is
+            raise WeightsError(f"{source}: {error}") from error
+        raise
 
 
 def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
@@ -137,8 +151,11 @@ def empty_model(cfg: GPTConfig) -> GPTModel:
 # --- where the file is ---------------------------------------------------------------------------
 
 
-def _found(source: str, config: RunConfig, hub: Hub) -> Generator[Progress, None, Path]:
-    """The weights file that `source` names: a folder, a file or a Hub repository."""
+def local_weights(config: RunConfig) -> Path | None:
+    """The file or the index on this machine that `config.weights` names; None for a repository of
+    the Hub. Raises WeightsError for what is neither, and where a config.json that lies beside tells
+    of another model than that of `config`."""
+    source = config.weights
     try:
         place = Path(source).expanduser()
     except RuntimeError as error:  # ~somebody who is not there
@@ -148,18 +165,20 @@ def _found(source: str, config: RunConfig, hub: Hub) -> Generator[Progress, None
     if place.suffix in PICKLES and place.is_file():
         raise WeightsError(f"Weights from: must be safetensors, never a pickle; got {source!r}.")
     if place.is_file():
+        beside = place.with_name("config.json")
+        _check_description(beside, str(beside), config)
         return place
     if place.is_dir():
         if not _in_folder(place).is_file():
             others = ", ".join(sorted(p.name for p in place.iterdir() if p.suffix in PICKLES))
             got = f"only {others}, which can run code when opened" if others else "none"
             raise WeightsError(f"Weights from: {source} must hold a {FILE}; got {got}.")
-        _check_description(place / "config.json", config)
+        _check_description(place / "config.json", f"{source}/config.json", config)
         return _in_folder(place)
     if not HUB_NAME.fullmatch(source):
         rule = "must be a folder, a .safetensors file or a Hugging Face repository owner/name"
         raise WeightsError(f"Weights from: {rule}; got {source!r}.")
-    return (yield from _downloaded(source, config, hub))
+    return None
 
 
 def _in_folder(folder: Path) -> Path:
@@ -177,7 +196,7 @@ def _downloaded(source: str, config: RunConfig, hub: Hub) -> Generator[Progress,
         except FileNotFoundError:
             description = None
     if description:
-        _check_description(description, config)
+        _check_description(description, f"{source}/config.json", config)
     if weights:
         return weights
     stage = f"downloading the weights of {config.label}"
@@ -222,18 +241,20 @@ def _cut(value: Any) -> str:
     return told if len(told) <= 60 else told[:60] + "…"
 
 
-def _check_description(path: Path, config: RunConfig) -> None:
-    """Refuse a config.json that tells of another model; the number of heads stands nowhere else."""
+def _check_description(path: Path, called: str, config: RunConfig) -> None:
+    """Refuse a config.json that tells of another model; the number of heads stands nowhere else.
+    `called` is what people know it by."""
     if not path.is_file():
         return
     if path.stat().st_size > LARGEST_DESCRIPTION:
         raise WeightsError(
-            f"{path}: must have at most {LARGEST_DESCRIPTION:,} bytes; got {path.stat().st_size:,}."
+            f"{called}: must have at most {LARGEST_DESCRIPTION:,} bytes; got"
+            f" {path.stat().st_size:,}."
         )
     try:
         told: Any = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: must be JSON; got something else.") from error
+        raise WeightsError(f"{called}: must be JSON; got something else.") from error
     cfg, label = config.architecture, config.label
     sizes = _sizes(cfg)
     expected = {
@@ -249,14 +270,14 @@ def _check_description(path: Path, config: RunConfig) -> None:
         if not isinstance(told, dict) or told.get(name, allowed[0]) not in allowed:
             got = told.get(name) if isinstance(told, dict) else told
             raise WeightsError(
-                f"config.json: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
+                f"{called}: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
                 f" {_cut(got)}. {_fitting(sizes | told) if name in sizes else NO_GPT2}"
             )
     rows = told.get("vocab_size", cfg.vocab_size)
     most = cfg.vocab_size + MOST_ADDED
     if not isinstance(rows, int) or not cfg.vocab_size <= rows <= most:
         raise WeightsError(
-            f"config.json: vocab_size must be from {cfg.vocab_size} to {most} for {label}; got"
+            f"{called}: vocab_size must be from {cfg.vocab_size} to {most} for {label}; got"
             f" {_cut(rows)}. A vocabulary of its own needs a tokenizer of its own, which is not"
             " read here."
         )

@@ -191,7 +191,8 @@ def test_a_repository_of_another_model_is_refused_before_the_download(server, tm
     """Its config tells; the weights are never asked for."""
     server.files[f"{REPOSITORY}/config.json"] = json.dumps({"model_type": "llama"}).encode()
     message = refused(RUN, Hub(server.endpoint, tmp_path))
-    assert message.startswith("config.json: model_type must be gpt2 for GPT-2 124M; got 'llama'.")
+    rule = f"{REPOSITORY}/config.json: model_type must be gpt2 for GPT-2 124M; got 'llama'."
+    assert message.startswith(rule)
     assert not any("model.safetensors" in line for line in server.asked)
 
 

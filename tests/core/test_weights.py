@@ -362,39 +362,40 @@ def refused(config, **places):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"ln_f.bias": None}, r"^ln_f.bias: must have shape \(24,\); got no tensor.$"),
-        ({"h.1.ln_1.weight": torch.ones(23)}, r"^h.1.ln_1.weight: .* \(24,\); got \(23,\).$"),
+        ({"ln_f.bias": None}, r"ln_f.bias: must have shape \(24,\); got no tensor.$"),
+        ({"h.1.ln_1.weight": torch.ones(23)}, r"h.1.ln_1.weight: .* \(24,\); got \(23,\).$"),
         (
             {"h.0.attn.c_attn.weight": torch.ones(72, 24)},
-            r"^h.0.attn.c_attn.weight: must have shape \(24, 72\); got \(72, 24\).$",
+            r"h.0.attn.c_attn.weight: must have shape \(24, 72\); got \(72, 24\).$",
         ),
         (
             {"h.0.mlp.c_fc.weight": torch.ones(24, 97)},
-            r"^h.0.mlp.c_fc.weight: must have shape \(24, 96\); got \(24, 97\).$",
+            r"h.0.mlp.c_fc.weight: must have shape \(24, 96\); got \(24, 97\).$",
         ),
-        ({"wte.weight": torch.ones(96, 24)}, r"^wte.weight: must have shape \(97, 24\)"),
-        ({"wte.weight": torch.ones(98, 23)}, r"^wte.weight: must have shape \(97, 24\)"),
-        ({"lm_head.weight": torch.ones(2, 24)}, r"^lm_head.weight: must have shape \(97, 24\)"),
+        ({"wte.weight": torch.ones(96, 24)}, r"wte.weight: must have shape \(97, 24\)"),
+        ({"wte.weight": torch.ones(98, 23)}, r"wte.weight: must have shape \(97, 24\)"),
+        ({"lm_head.weight": torch.ones(2, 24)}, r"lm_head.weight: must have shape \(97, 24\)"),
         (
             {"h.2.ln_1.weight": torch.ones(24)},
-            r"^h.2.ln_1.weight: must not be in model.safetensors; got shape \(24,\).$",
+            r"h.2.ln_1.weight: must not be in model.safetensors; got shape \(24,\).$",
         ),
         (
             {"wpe.weight": torch.ones(32, 24).int()},
-            "^wpe.weight: must be F32, BF16, F16; got I32.$",
+            "wpe.weight: must be F32, BF16, F16; got I32.$",
         ),
         (
             {"wpe.weight": torch.full((32, 24), float("nan"))},
-            "^wpe.weight: must hold finite numbers only; got nan.$",
+            "wpe.weight: must hold finite numbers only; got nan.$",
         ),
-        ({"wte.weight": None}, r"^wte.weight: must have shape \(97, 24\); got no tensor.$"),
+        ({"wte.weight": None}, r"wte.weight: must have shape \(97, 24\); got no tensor.$"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_tensor_that_does_not_fit_is_named(changed, message, tmp_path):
     """With the shape that was expected and the one that was found."""
     save_file(tensors(**changed), tmp_path / "model.safetensors")
-    assert re.search(message, refused(RunConfig(model="gpt2", weights=str(tmp_path))))
+    said = refused(RunConfig(model="gpt2", weights=str(tmp_path)))
+    assert re.search(f"^{re.escape(str(tmp_path))}: {message}", said)
 
 
 @pytest.mark.parametrize("size", [0, 4, 200, 20_000])
@@ -474,6 +475,9 @@ def test_the_config_of_another_model_is_refused(about, message, tmp_path):
     save_file(tensors(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(about))
     assert message in refused(RunConfig(model="gpt2", weights=str(tmp_path)))
+    # The same where the file itself is named, as the config is beside it all the same.
+    file = RunConfig(model="gpt2", weights=str(tmp_path / "model.safetensors"))
+    assert refused(file).startswith(str(tmp_path / "config.json")) and message in refused(file)
 
 
 def test_weights_of_another_shape_are_read(tmp_path):
