@@ -23,6 +23,7 @@ from lora_gpt.config import (
     GROUPS,
     PRESET_LABELS,
     PRETRAINING,
+    BadValue,
     Knob,
     LoRAConfig,
     RunConfig,
@@ -56,8 +57,7 @@ class Parser(argparse.ArgumentParser):
 def add_knob(parser: argparse.ArgumentParser, name: str, about: Knob, default: Any) -> None:
     """One option for one knob; an option that is not given leaves the preset's value."""
     flag = "--" + name.replace("_", "-")
-    shown = " ".join(default) if isinstance(default, tuple) else default
-    words = f"{about.help} [{shown}]" if shown not in ("", False, True) else about.help
+    words = f"{about.help} [{_shown(default)}]" if default != "" else about.help
     more: dict[str, Any] = {"help": words.replace("%", "%%"), "default": argparse.SUPPRESS}
     if isinstance(default, bool):
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
@@ -69,6 +69,15 @@ def add_knob(parser: argparse.ArgumentParser, name: str, about: Knob, default: A
     else:
         # Read here, checked by the config: one sentence for every wrong number.
         parser.add_argument(flag, metavar="N", type=_number, **more)
+
+
+def _shown(default: Any) -> str:
+    """A default as it would be typed; yes or no for an option that is a switch."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, tuple):
+        return " ".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _number(text: str) -> float | int | str:
@@ -85,6 +94,18 @@ def add_group(parser: argparse.ArgumentParser, group: type, *names: str) -> None
     for name, about in knobs(group).items():
         if not names or name in names:
             add_knob(parser, name, about, getattr(group, name))
+
+
+SHOWN = "gpt2"
+"""The model whose tree and counts are shown where none is named: the one of the labs."""
+
+
+def add_structure(parser: argparse.ArgumentParser) -> None:
+    """Options for what can be known of a model without its weights."""
+    about = knobs(RunConfig)
+    add_knob(parser, "model", about["model"], SHOWN)
+    add_knob(parser, "shape", about["shape"], RunConfig.shape)
+    add_group(parser, LoRAConfig)
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +125,7 @@ def build_parser() -> Parser:
         return added
 
     tree = command("tree", "Print the module tree at a stage, with its counts.")
-    add_group(tree, RunConfig, "model", "shape")
+    add_structure(tree)
     tree.add_argument(
         "--stage",
         default="base",
@@ -112,19 +133,25 @@ def build_parser() -> Parser:
         help="How far the model has been changed. [base]",
     )
     tree.add_argument("--torch", action="store_true", help="Print it as PyTorch would.")
-    add_group(tree, LoRAConfig)
 
     count = command("count", "Count trainable and all parameters at each stage.")
-    add_group(count, RunConfig, "model", "shape")
-    add_group(count, LoRAConfig)
+    add_structure(count)
 
     train = command("train", "Train a classifier and test it.")
     names = "; ".join(f"{name}: {label}" for name, label in PRESET_LABELS.items())
-    train.add_argument("--preset", default="default", help=f"Where to start from. {names}.")
+    train.add_argument(
+        "--preset",
+        help=f"Where to start from. {names}. Each option that is left out has its value; the"
+        " values in brackets are those of 'default'. [default]",
+    )
     add_group(train, RunConfig)
     for group in GROUPS.values():
         add_group(train, group)
-    train.add_argument("--resume", metavar="RUN", help="Go on with a stopped run.")
+    train.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="Go on with a stopped run, as it was begun: nothing of it can be changed.",
+    )
     _add_runs(train)
 
     evaluate = command("evaluate", "Measure a run's classifier on a file of labelled messages.")
@@ -134,7 +161,12 @@ def build_parser() -> Parser:
     classify = command("classify", "Say of each message whether it is spam.")
     _add_run(classify)
     classify.add_argument("text", nargs="+", help="A message; put it in quotes.")
-    classify.add_argument("--strength", type=_number, default=1.0, help="Of the adapter. [1]")
+    classify.add_argument(
+        "--strength",
+        type=_number,
+        default=1.0,
+        help="Of the adapter: 0 is the base, 1 as trained, 10 at most. [1]",
+    )
 
     runs = command("runs", "List the runs, newest first.")
     _add_runs(runs)
@@ -172,7 +204,9 @@ def build_parser() -> Parser:
 
 
 def _add_runs(parser: Parser) -> None:
-    parser.add_argument("--runs", type=Path, default=None, help="Folder of the runs.")
+    parser.add_argument(
+        "--runs", type=Path, help="Folder of the runs. [$LORA_GPT_RUNS, else your data folder]"
+    )
 
 
 def _add_run(parser: Parser) -> None:
@@ -191,7 +225,7 @@ def lora_from(arguments: argparse.Namespace) -> LoRAConfig:
 
 
 def run_tree(arguments: argparse.Namespace) -> dict[str, Any]:
-    model, shape = getattr(arguments, "model", "gpt2"), getattr(arguments, "shape", "")
+    model, shape = getattr(arguments, "model", SHOWN), getattr(arguments, "shape", "")
     root = structure.tree(model, arguments.stage, lora_from(arguments), shape=shape)
     print(structure.printed(root) if arguments.torch else structure.outline(root))
     return {
@@ -203,7 +237,7 @@ def run_tree(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_count(arguments: argparse.Namespace) -> dict[str, Any]:
-    model, lora = getattr(arguments, "model", "gpt2"), lora_from(arguments)
+    model, lora = getattr(arguments, "model", SHOWN), lora_from(arguments)
     stages = structure.counts(model, lora, shape=getattr(arguments, "shape", ""))
     print(f"{'stage':<12}{'trainable':>15}{'total':>15}{'fraction':>10}")
     for stage in stages:
@@ -220,17 +254,30 @@ def run_count(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     service = _service(arguments)
-    if arguments.resume:
-        run, events = service.resume_here(_run_name(service, arguments.resume))
-    else:
-        config = preset(arguments.preset).changed(**given(arguments))
-        first, *others = compared(arguments.preset, config)
-        found = _trained(service, *service.run_here(first))
-        for other in others:
-            beside = _trained(service, *service.run_here(other))
-            found["beside"] = {"run": beside["run"], "test_accuracy": beside["test_accuracy"]}
-        return found
-    return _trained(service, run, events)
+    if arguments.resume is not None:
+        _refuse_more(arguments)
+        return _trained(service, *service.resume_here(_run_name(service, arguments.resume)))
+    name = "default" if arguments.preset is None else arguments.preset
+    config = preset(name).changed(**given(arguments))
+    if config.init == "random" and config.weights:
+        rule = "must not be given where the start is random, which reads none"
+        raise BadValue("weights", rule, config.weights)
+    first, *others = compared(name, config)
+    found = _trained(service, *service.run_here(first))
+    for other in others:
+        beside = _trained(service, *service.run_here(other))
+        found["beside"] = {"run": beside["run"], "test_accuracy": beside["test_accuracy"]}
+    return found
+
+
+def _refuse_more(arguments: argparse.Namespace) -> None:
+    """A run that goes on keeps the knobs that it was begun with: others would be ignored."""
+    more = given(arguments)
+    if arguments.preset is not None:
+        more = {"preset": arguments.preset} | more
+    for name, value in more.items():
+        rule = "must not be given with --resume, which goes on with the run as it was begun"
+        raise BadValue(name, rule, value)
 
 
 def _trained(service: Service, run: str, events: Iterator[Event]) -> dict[str, Any]:
@@ -321,6 +368,10 @@ def run_evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 def run_classify(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     service = _service(arguments)
     run = _run_name(service, arguments.run)
+    method = service.find(run).config.training.method
+    if method != "lora" and arguments.strength != 1:
+        rule = f"must be 1 for a run without an adapter (its method is {method})"
+        raise BadValue("strength", rule, arguments.strength)
     verdicts = service.classify(run, arguments.text, arguments.strength)
     for each in verdicts:
         print(f"{each.label:<5}{100 * each.p_spam:6.1f}%  {each.text}")
@@ -389,6 +440,7 @@ def _run_name(service: Service, name: str) -> str:
     """A run's id, also from the path of its folder."""
     folder = Path(name)
     if folder.name != name and folder.is_dir():
+        folder = folder.resolve()  # '.' has a name of its own
         service.store = service.samples = RunStore(folder.parent)
         return folder.name
     return name

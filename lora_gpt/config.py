@@ -358,7 +358,8 @@ class RunConfig(Group):
     weights: str = knob(
         "",
         "Weights from",
-        "A folder or a Hugging Face repository with the model's weights; empty takes its own.",
+        "A folder, a .safetensors file or a Hugging Face repository with the model's weights; empty"
+        " takes its own.",
     )
     shape: str = knob(
         "",

@@ -82,9 +82,9 @@ def _checked_number(name: str, about: Knob, value: Any, whole: bool) -> float | 
     kind = "a whole number" if whole else "a number"
     rule = f"must be {kind}"
     if about.minimum is not None and about.maximum is not None:
-        rule = f"must be {kind} from {about.minimum:g} to {about.maximum:g}"
+        rule = f"must be {kind} from {_shown(about.minimum)} to {_shown(about.maximum)}"
     elif about.minimum is not None:
-        rule = f"must be {kind} of at least {about.minimum:g}"
+        rule = f"must be {kind} of at least {_shown(about.minimum)}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadValue(name, rule, value)
     if value != value or abs(value) == float("inf"):
@@ -96,3 +96,8 @@ def _checked_number(name: str, about: Knob, value: Any, whole: bool) -> float | 
     if about.maximum is not None and value > about.maximum:
         raise BadValue(name, rule, value)
     return int(value) if whole else float(value)
+
+
+def _shown(limit: float) -> str:
+    """A limit with all its digits where it is whole."""
+    return str(int(limit)) if limit == int(limit) else f"{limit:g}"

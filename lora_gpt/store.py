@@ -305,7 +305,8 @@ class RunStore:
     def open(self, run_id: str) -> Run:
         """The run with this id. Raises RunNotFound, or StoreError for a broken folder."""
         if not isinstance(run_id, str) or not _ID.fullmatch(run_id):
-            raise RunNotFound(f"run: must be the id of a run; got {run_id!r}")
+            rule = "must be the id of a run: at most 64 letters, digits, - and _"
+            raise RunNotFound(f"run: {rule}; got {run_id!r}")
         path, reading = self.root / run_id, CONFIG
         try:
             config = RunConfig.from_json(json.loads((path / CONFIG).read_text(encoding="utf-8")))

@@ -218,6 +218,20 @@ def test_a_run_is_found_by_its_folder(trained, run, capsys):
     assert main(["report", "--run", str(trained[0] / run)]) == 0
 
 
+def test_a_run_is_found_from_within(trained, run, monkeypatch, capsys):
+    """'.' is a folder with a name."""
+    monkeypatch.chdir(trained[0] / run)
+    assert main(["report", "--run", "."]) == 0
+    assert f": run {run}\n" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_an_id_is_told_the_rule(trained, run, tmp_path, capsys):
+    folder = tmp_path / "my run"
+    shutil.copytree(trained[0] / run, folder)
+    said = refused(["report", "--run", str(folder)], capsys)
+    assert said.endswith("the id of a run: at most 64 letters, digits, - and _; got 'my run'")
+
+
 def test_a_folder_is_not_taken_for_a_bundled_run(trained, run, tmp_path, monkeypatch, capsys):
     """Where it is called as one: the path says which is meant."""
     monkeypatch.setattr(service_room, "SAMPLES", tmp_path / "samples")
@@ -418,6 +432,8 @@ def refused(words, capsys):
         ("train --device tpu", "device: must be one of auto, cpu"),
         ("train --schedule step", "schedule: must be one of"),
         ("train --seed -1", "seed: must be a whole number"),
+        ("train --seed 2147483648", "seed: must be a whole number from 0 to 2147483647; got"),
+        ("train --max-steps 0.5", "max_steps: must be a whole number of at least 0; got 0.5"),
         ("train --learning-rate 2", "learning_rate: must be a number from 0 to 1; got 2"),
         ("train --test-fraction 0.8 --validation-fraction 0.5", "validation_fraction: must leave"),
         ("train --max-tokens 257", "max_tokens: must be at most 256"),
@@ -431,13 +447,20 @@ def refused(words, capsys):
         ("train --data EMPTY", "empty.csv: must hold messages, and is empty"),
         ("train --data FEW --weights nowhere/at/all", "Weights from: must be a folder"),
         ("train --resume abc", "run: must be the id of a run that is still there; got 'abc'"),
-        ("train --resume ../abc", "run: must be the id of a run; got '../abc'"),
+        ("train --resume ../abc", "at most 64 letters, digits, - and _; got '../abc'"),
+        ("train --resume=", "run: must be the id of a run: at most 64 letters"),
+        ("train --resume abc --rank 4", "rank: must not be given with --resume, which goes on"),
+        ("train --resume abc --no-balance", "balance: must not be given with --resume"),
+        ("train --resume abc --preset lab", "preset: must not be given with --resume"),
+        ("train --init random --weights a", "weights: must not be given where the start is random"),
+        ("train --preset random --weights a", "weights: must not be given where the start is"),
         ("train --data FEW --runs EMPTY", "run folder: "),
         ("evaluate --run abc", "run: must be the id of a run that is still there; got 'abc'"),
         ("evaluate --data nowhere.csv", "which is not there"),
         ("classify", "required: text"),
         ("classify --run abc hello", "run: must be the id of a run that is still there"),
-        ("classify --run= hello", "run: must be the id of a run; got ''"),
+        ("classify --run= hello", "digits, - and _; got ''"),
+        ("classify --run head-only --strength 0.5 hi", "strength: must be 1 for a run without an"),
         ("report --run abc", "run: must be the id of a run that is still there"),
         ("pretrain bake --work WORK", "invalid choice: 'bake'"),
         ("pretrain filter", "required: --work"),
@@ -542,6 +565,25 @@ def test_every_option_of_every_command_has_help():
         for action in parser._actions:
             assert action.help and len(action.help) > 5, (name, action.dest)
         assert name in parser.format_help()
+
+
+@pytest.mark.parametrize("name", ["tree", "count", "train", "evaluate"])
+def test_the_defaults_that_are_shown_hold(name, capsys):
+    """Of every knob but those that are empty; a model is named where none is given."""
+    known = RunConfig().flat() | ({"model": "gpt2"} if name in ("tree", "count") else {})
+    for action in commands()[name]._actions:
+        if action.dest in known and known[action.dest] != "":
+            shown = re.search(r"\[([^]]*)\]$", action.help.replace("%%", "%"))[1]
+            value = known[action.dest]
+            if isinstance(value, bool):
+                assert shown == ("yes" if value else "no")
+            elif isinstance(value, tuple):
+                assert tuple(shown.split()) == value
+            else:
+                assert type(value)(shown) == value
+    if name == "count":
+        main([name, "--json"])
+        assert last_json(capsys)["model"] == "gpt2"
 
 
 def test_every_command_takes_json():
