@@ -141,6 +141,7 @@ def build_parser() -> Parser:
     names = "; ".join(f"{name}: {label}" for name, label in PRESET_LABELS.items())
     train.add_argument(
         "--preset",
+        default="default",
         help=f"Where to start from. {names}. Each option that is left out has its value; the"
         " values in brackets are those of 'default'. [default]",
     )
@@ -257,12 +258,11 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.resume is not None:
         _refuse_more(arguments)
         return _trained(service, *service.resume_here(_run_name(service, arguments.resume)))
-    name = "default" if arguments.preset is None else arguments.preset
-    config = preset(name).changed(**given(arguments))
+    config = preset(arguments.preset).changed(**given(arguments))
     if config.init == "random" and config.weights:
         rule = "must not be given where the start is random, which reads none"
         raise BadValue("weights", rule, config.weights)
-    first, *others = compared(name, config)
+    first, *others = compared(arguments.preset, config)
     found = _trained(service, *service.run_here(first))
     for other in others:
         beside = _trained(service, *service.run_here(other))
@@ -273,7 +273,7 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
 def _refuse_more(arguments: argparse.Namespace) -> None:
     """A run that goes on keeps the knobs that it was begun with: others would be ignored."""
     more = given(arguments)
-    if arguments.preset is not None:
+    if arguments.preset != "default":
         more = {"preset": arguments.preset} | more
     for name, value in more.items():
         rule = "must not be given with --resume, which goes on with the run as it was begun"

@@ -37,19 +37,19 @@ def write_report(
         _injection(config),
         _fractions(config, stages),
         _training(events),
-        _test(events),
+        _test(events, config.training.method),
         _settings(config),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def command(config: RunConfig) -> str:
-    """The command line that repeats a run: every knob that differs from its default."""
+    """The command line that repeats a run: every knob that differs from its default and counts."""
     words = ["python", "-m", "lora_gpt", "train"]
     standard = RunConfig().flat()
     for name, value in config.flat().items():
-        if value == standard[name]:
-            continue
+        if value == standard[name] or (name == "weights" and config.init == "random"):
+            continue  # a random start reads no weights
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{name.replace('_', '-')}")
@@ -123,13 +123,14 @@ def _training(events: Sequence[Event]) -> str:
     return "\n".join(lines)
 
 
-def _test(events: Sequence[Event]) -> str:
+def _test(events: Sequence[Event], method: str) -> str:
     ends = [event for event in events if isinstance(event, Finished)]
     starts = [event for event in events if isinstance(event, Started)]
     title = "## 5. Test accuracy\n\n"
     if not ends or not starts:
         return title + "Not known yet: the run has not finished."
     end, start, test = ends[-1], starts[-1], ends[-1].test
+    halved = "the products of the blocks" if method == "full" else "the frozen layers"
     recorded = ", its steps played from recordings (CUDA graphs)" if start.recorded else ""
     return (
         title + f"**{percent_with_interval(test)}** on messages that were never trained on; on the"
@@ -141,7 +142,7 @@ def _test(events: Sequence[Event]) -> str:
         f" {start.leaked_test_messages} letter for letter,"
         f" {start.near_test_messages - start.leaked_test_messages} nearly so.\n\n"
         f"Training took {end.train_seconds:.1f} s for {end.steps} steps on {start.device},"
-        f" the frozen layers in {start.precision}{recorded}.\n\n" + _misclassified(test)
+        f" {halved} in {start.precision}{recorded}.\n\n" + _misclassified(test)
     )
 
 

@@ -116,6 +116,20 @@ def test_the_test_accuracy():
     assert "- ham, said with p(spam) 0.988: ` call me `" in text
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("lora", "the frozen layers in"),
+        ("head", "the frozen layers in"),
+        ("full", "the products of the blocks in"),
+    ],
+)
+def test_what_the_precision_was_that_of(method, words):
+    """Nothing is frozen where all parameters are trained."""
+    text = report(STARTED, *STEPS, finished(), config=RUN.changed(method=method))
+    assert f"{words} float32." in text and ("frozen layers" in text) == (method != "full")
+
+
 def test_no_mistake_is_said_in_words():
     assert "No test message was misclassified." in report(STARTED, finished(misclassified=[]))
 
@@ -233,6 +247,11 @@ CONFIGS = [
 def test_the_command_repeats_the_run(config):
     """Read back through the command line it is the same config, to the last digit."""
     assert parsed(config) == config
+
+
+def test_weights_that_were_not_read_are_not_in_the_command():
+    """As of the second run that starts at random beside one on given weights."""
+    assert command(RunConfig(init="random", weights="a b")).endswith(" train --init random")
 
 
 def test_every_knob_that_differs_is_in_the_command():

@@ -52,19 +52,22 @@ def control(name: str, value: Any = None, **more: Any) -> Any:
         if not choices:
             return gr.Textbox(value=value, **words)
         return gr.Dropdown(**{"choices": choices, "value": value, "filterable": False} | words)
-    return _number(about, value, isinstance(default, int), words)
+    return _number(about, value, words)
 
 
-def _number(about: Knob, value: float, whole: bool, words: dict[str, Any]) -> Any:
-    """A slider where the range is short and its steps start at a round value, else a number box."""
+def _number(about: Knob, value: float, words: dict[str, Any]) -> Any:
+    """A slider where the range is short and its steps start at a round value, else a number box.
+
+    Nothing is rounded: the knob refuses what is not whole, 0.5 steps do not become 0.
+    """
     limits = {"minimum": about.minimum, "maximum": about.maximum, "step": about.step}
     limits = {name: words.pop(name, limit) for name, limit in limits.items()}
     low, high, step = limits.values()
     if low is None or high is None or not step or (high - low) / step > MOST_SLIDER_STEPS:
-        return gr.Number(value=value, precision=0 if whole else None, **words)
+        return gr.Number(value=value, **words)
     # A browser counts a slider's steps from its minimum: 0.1, 1.1, 2.1 would help nobody.
     if abs(low / step - round(low / step)) > 1e-9:
-        return gr.Number(value=value, precision=0 if whole else None, **words)
+        return gr.Number(value=value, **words)
     return gr.Slider(low, high, value, step=step, **words)
 
 

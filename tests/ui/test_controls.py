@@ -59,6 +59,16 @@ def test_whole_numbers_come_back_whole():
 
 
 @pytest.mark.parametrize(
+    "name", [name for name in all_knobs() if type(default_of(name)) is int], ids=str
+)
+def test_no_widget_rounds_a_fraction(name):
+    """0.5 steps are not 0 steps, which means all of them."""
+    sent = control(name).preprocess(0.5)
+    with pytest.raises(BadValue, match=f"{name}: must be a whole number .*; got 0.5"):
+        config_from([name], [sent], RunConfig())
+
+
+@pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("rank", 0, "rank: must be a whole number from 1 to 256; got 0"),
