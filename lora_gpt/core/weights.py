@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -86,17 +87,10 @@ def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
     model = empty_model(cfg)
     with opened(path) as file:
         names = set(file.keys())
-        pieces = _own_pieces(model) if "tok_emb.weight" in names else _gpt2_pieces(model, names)
-        head = pieces["out_head.weight"].name
-        for piece in pieces.values():
-            if piece.name in names:
-                check(file, piece.name, piece.shape, MOST_ADDED if piece.may_be_longer else 0)
-            elif piece.name != head:
-                raise WeightsError(f"{piece.name}: must have shape {piece.shape}; got no tensor.")
-        for name in sorted(names - {piece.name for piece in pieces.values()}):
-            if not IGNORED.fullmatch(name):
-                found = tuple(file.get_slice(name).get_shape())
-                raise WeightsError(f"{name}: must not be in {path.name}; got shape {found}.")
+        try:
+            pieces = _fitting_pieces(file, names, model, path.name)
+        except WeightsError as error:
+            raise WeightsError(f"{error}{_hint(file, names, cfg)}") from error
         needed = {piece.name for piece in pieces.values()} & names
         values = {name: tensor(file, name) for name in needed}  # c_attn serves three of ours
     state = {o: p.of(values[p.name]) for o, p in pieces.items() if p.name in needed}
@@ -105,6 +99,24 @@ def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
         state["out_head.weight"] = state["tok_emb.weight"]
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def _fitting_pieces(
+    file: Any, names: set[str], model: GPTModel, called: str
+) -> dict[str, "_Piece"]:
+    """Where the parameters of `model` stand in a file; refuses one that holds others."""
+    pieces = _own_pieces(model) if "tok_emb.weight" in names else _gpt2_pieces(model, names)
+    head = pieces["out_head.weight"].name
+    for piece in pieces.values():
+        if piece.name in names:
+            check(file, piece.name, piece.shape, MOST_ADDED if piece.may_be_longer else 0)
+        elif piece.name != head:
+            raise WeightsError(f"{piece.name}: must have shape {piece.shape}; got no tensor.")
+    for name in sorted(names - {piece.name for piece in pieces.values()}):
+        if not IGNORED.fullmatch(name):
+            found = tuple(file.get_slice(name).get_shape())
+            raise WeightsError(f"{name}: must not be in {called}; got shape {found}.")
+    return pieces
 
 
 def save_base(
@@ -271,7 +283,7 @@ def _check_description(path: Path, called: str, config: RunConfig) -> None:
             got = told.get(name) if isinstance(told, dict) else told
             raise WeightsError(
                 f"{called}: {name} must be {' or '.join(map(str, allowed))} for {label}; got"
-                f" {_cut(got)}. {_fitting(sizes | told) if name in sizes else NO_GPT2}"
+                f" {_cut(got)}. {_fitting(sizes | told, cfg) if name in sizes else NO_GPT2}"
             )
     rows = told.get("vocab_size", cfg.vocab_size)
     most = cfg.vocab_size + MOST_ADDED
@@ -293,7 +305,34 @@ def _sizes(cfg: GPTConfig) -> dict[str, int]:
     }
 
 
-def _fitting(told: dict[str, Any]) -> str:
+def _hint(file: Any, names: set[str], cfg: GPTConfig) -> str:
+    """Which model or which shape the tensors of a GPT-2 of another size belong to, if they do; how
+    many heads it has shows in no tensor."""
+    prefix = "transformer." if "transformer.wte.weight" in names else ""
+    blocks = re.compile(rf"{re.escape(prefix)}h\.\d+\.attn\.c_attn\.weight")
+    try:
+        _, n_embd = file.get_slice(f"{prefix}wte.weight").get_shape()
+        n_positions, _ = file.get_slice(f"{prefix}wpe.weight").get_shape()
+    except (SafetensorError, KeyError, ValueError):
+        return ""
+    told = {"n_embd": n_embd, "n_positions": n_positions}
+    told["n_layer"] = sum(blocks.fullmatch(name) is not None for name in names)
+    if not told["n_layer"] or _sizes(cfg).items() >= told.items():
+        return ""
+    for spec in MODELS.values():
+        if spec.hub and _sizes(spec.config).items() >= told.items():
+            return f" {_fitting(_sizes(spec.config), cfg)}"
+    shape = f"{n_embd}xHEADSx{told['n_layer']}x{n_positions}"
+    return f" {_set_shape(shape, cfg)}"
+
+
+def _set_shape(shape: str, cfg: GPTConfig) -> str:
+    """How to ask for weights of GPT-2's vocabulary in this shape, where `cfg` was asked for."""
+    model = "" if cfg.vocab_size == MODELS["gpt2"].config.vocab_size else "--model gpt2 "
+    return f"These weights have the shape {shape}: set it, on the command line with {model}--shape."
+
+
+def _fitting(told: dict[str, Any], cfg: GPTConfig) -> str:
     """Which model or which shape a config.json with all sizes belongs to."""
     for name, spec in MODELS.items():
         if spec.hub and told.items() >= _sizes(spec.config).items():
@@ -303,7 +342,7 @@ def _fitting(told: dict[str, Any]) -> str:
         architecture("gpt2", shape)
     except BadValue:
         return NO_GPT2
-    return f"These weights have the shape {shape}: set it, on the command line with --shape."
+    return _set_shape(shape, cfg)
 
 
 # --- names and shapes ----------------------------------------------------------------------------

@@ -494,6 +494,27 @@ def test_weights_of_another_shape_are_read(tmp_path):
     assert_equals_reference(model, theirs)
 
 
+def test_a_file_of_another_size_is_told_which(tmp_path, monkeypatch):
+    """By its tensors alone, where nothing lies beside it: a model that has them, or their shape."""
+    path = tmp_path / "mine.safetensors"
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=97, n_positions=20, n_embd=40, n_head=5, n_layer=3)
+    )
+    save_file({n: p.detach().clone() for n, p in theirs.named_parameters()}, path)
+    config = RunConfig(model="gpt2", weights=str(path))
+    said = refused(config)
+    assert said.startswith(
+        f"{path}: transformer.wte.weight: must have shape (97, 24); got (97, 40)"
+    )
+    assert "have the shape 40xHEADSx3x20: set it, on the command line with --shape." in said
+    other = ModelSpec("mini (bundled)", GPTConfig(7, 32, 24, 3, 2), encoding="mini")
+    monkeypatch.setitem(MODELS, "mini", other)
+    assert "with --model gpt2 --shape." in refused(config.changed(model="mini"))
+    larger = ModelSpec("GPT-2 large", GPTConfig(97, 20, 40, 5, 3), "openai-community/gpt2-large")
+    monkeypatch.setitem(MODELS, "gpt2-large", larger)
+    assert "of the size of GPT-2 large: choose that model (gpt2-large)." in refused(config)
+
+
 def test_a_config_that_is_no_json_is_refused(tmp_path):
     """By its path."""
     save_file(tensors(), tmp_path / "model.safetensors")
