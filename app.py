@@ -32,8 +32,9 @@ def check(options: argparse.Namespace) -> None:
     """Refuse in a sentence what could not be served. Raises BadValue."""
     if options.workers < 1:
         raise BadValue("workers", "must be at least 1", options.workers)
-    if options.port is not None and not 1 <= options.port <= 65535:
-        raise BadValue("port", "must be from 1 to 65535", options.port)
+    given = options.port if options.port is not None else os.environ.get("GRADIO_SERVER_PORT")
+    if given is not None and not (str(given).isdecimal() and 1 <= int(given) <= 65535):
+        raise BadValue("port", "must be a whole number from 1 to 65535", given)
     host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     for field, rule, port in (
         ("host", "must be an address of this machine", 0),

@@ -41,8 +41,8 @@ def test_threads_wait_without_spinning():
     ("words", "says"),
     [
         ("--workers 0", "workers: must be at least 1; got 0"),
-        ("--port 80000", "port: must be from 1 to 65535; got 80000"),
-        ("--port 0", "port: must be from 1 to 65535; got 0"),
+        ("--port 80000", "port: must be a whole number from 1 to 65535; got 80000"),
+        ("--port 0", "port: must be a whole number from 1 to 65535; got 0"),
         ("--port TAKEN", "port: must be one that is free and that you may use (Address already"),
         ("--host 192.0.2.1", "host: must be an address of this machine (Cannot assign"),
         ("--host nowhere.invalid", "host: must be an address of this machine (nobody knows it)"),
@@ -63,6 +63,12 @@ def test_what_cannot_be_served_is_refused(words, says, monkeypatch):
         with pytest.raises(BadValue) as refusal:
             app.main(words.replace("TAKEN", port).split())
     assert str(refusal.value).startswith(says)
+
+
+def test_a_port_of_the_environment_is_held_to_the_rule(monkeypatch):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")
+    with pytest.raises(BadValue, match="port: must be a whole number from 1 to 65535; got 'http'"):
+        app.main([])
 
 
 @pytest.mark.parametrize("command", [["app.py"], ["-m", "lora_gpt", "runs"]])
