@@ -405,7 +405,7 @@ class Service:
         # A finished run stays as it is, and stands in every list.
         done, key = status == "finished", (run.path, run.length())
         ends = self._ends.get(key, lambda: _ends(run)) if done else _ends(run)
-        label = run_label(run.config)
+        label = run_label(run.told_config())
         return RunSummary(run.id, label, status, run.created, run.config, *ends)
 
     def adapter_archive(self, run_id: str, cache: Path) -> Path:
@@ -439,7 +439,7 @@ class Service:
         if problem := _ends(run)[2]:
             raise StoreError(problem)
         events, _ = run.since(0)
-        config = run.config
+        config = run.told_config()
         method = config.training.method
         stages = structure.counts(config.model, config.lora, method, config.shape)
         return write_report(run.id, config, events, stages)

@@ -51,6 +51,8 @@ _STOP, _CLAIM, _QUEUE = "stop", "claim.lock", "queue.lock"
 NOBODY = ("", "command line")
 """Owners that nobody can be: of runs that were not started from a page, as they are kept now and
 as they once were."""
+MOST_NAME = 60
+"""Characters that are kept of the name of an uploaded file."""
 ABANDONED = 3600
 """Seconds after which a folder that is still being made is not any more."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -76,6 +78,8 @@ class Run:
     """As stored: an uploaded file is named relative to the folder, see `local_config`."""
     owner: str
     created: float
+    upload: str = ""
+    """What the uploaded file was called where it came from; empty where there is none."""
 
     @property
     def id(self) -> str:
@@ -90,6 +94,11 @@ class Run:
         if data in UPLOADS and (self.path / data).is_file():
             return self.config.changed(data=str((self.path / data).resolve()))
         return self.config
+
+    def told_config(self) -> RunConfig:
+        """The config as people are told of it: an uploaded file under its own name."""
+        named = self.upload and self.config.data.data in UPLOADS
+        return self.config.changed(data=self.upload) if named else self.config
 
     def repeats(self, config: RunConfig, messages: bytes | None) -> bool:
         """Whether `config`, with `messages` as the content of its file, is this run again."""
@@ -293,6 +302,7 @@ class RunStore:
                 if messages is not None:
                     (fresh / config.data.data).write_bytes(messages)
                 about = {"owner": owner, "created": self._clock()}
+                about |= {"upload": name} if messages is not None else {}
                 (fresh / OWNER).write_text(json.dumps(about), encoding="utf-8")
                 stored = json.dumps(config.to_json(), indent=2)
                 (fresh / CONFIG).write_text(stored + "\n", encoding="utf-8")
@@ -315,7 +325,8 @@ class RunStore:
             created = float(about.get("created", (path / CONFIG).stat().st_mtime))
             if not math.isfinite(created):
                 raise BadValue("created", "must be a time in seconds", created)
-            return Run(path, config, str(about.get("owner", "")), created)
+            upload = _own_name(str(about.get("upload", "")))
+            return Run(path, config, str(about.get("owner", "")), created, upload)
         except (FileNotFoundError, NotADirectoryError):
             rule = "must be the id of a run that is still there"
             raise RunNotFound(f"run: {rule}; got {run_id!r}") from None
@@ -378,6 +389,14 @@ def _about(folder: Path) -> dict[str, Any]:
         return json.loads((folder / OWNER).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+
+
+def _own_name(name: str) -> str:
+    """The file's name in `name`, whatever a stranger wrote there: printable, without folders, and
+    short, with its ending."""
+    file = "".join(filter(str.isprintable, re.split(r"[/\\]", name)[-1])).strip()
+    cut = len(file) > MOST_NAME
+    return f"{file[: MOST_NAME - 8]}…{file[-7:]}" if cut else file
 
 
 def _owner(folder: Path) -> str:

@@ -228,6 +228,9 @@ def test_an_upload_is_kept_in_the_run(queue, tiny, few, tmp_path):
     assert (run.path / "messages.tsv").read_bytes() == few.read_bytes()
     assert run.config.data.data == "messages.tsv"
     assert len(read_messages(run.local_config().data)) == 60
+    assert ", Mine.TSV, seed 42" in queue.summary(run_id).label
+    report = queue.report(run_id)
+    assert "--data Mine.TSV " in report and "| Messages | Mine.TSV |" in report
     wait_for(queue, run_id, "finished")
 
 

@@ -22,7 +22,7 @@ from lora_gpt.events import (
     Stopped,
     Write,
 )
-from lora_gpt.store import Run, RunNotFound, RunStore, StoreError
+from lora_gpt.store import UPLOADS, Run, RunNotFound, RunStore, StoreError
 
 FINISHED = Finished(4, 0.1, 0.2, 1.0, None, {}, {}, 1.0)
 STARTED = Started(4, 4, 0, 0, 0, 0, 0, 1, 2, "cpu", 1)
@@ -214,6 +214,37 @@ def test_an_uploaded_file_moves_with_its_run(store, tmp_path, suffix):
     run.path.rename(moved.root / run.id)
     path = Path(moved.open(run.id).local_config().data.data)
     assert path.is_absolute() and path.read_bytes() == b"ham,hello"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Grüße & co (1).csv", "Grüße & co (1).csv"),
+        (r"C:\Users\ada\../mine.tsv", "mine.tsv"),
+        ("<img src=x>\n\u202e\ud800.csv", "<img src=x>.csv"),
+        ("a" * 300 + ".csv", "a" * 52 + "…aaa.csv"),
+    ],
+    ids=["plain", "path", "signs", "long"],
+)
+def test_an_uploaded_file_is_told_by_its_own_name(store, name, told):
+    """Without folders, without what cannot be printed, and short; nothing else depends on it."""
+    run = store.open(store.create(RunConfig(), messages=b"", name=name).id)
+    assert run.told_config() == RunConfig().changed(data=told)
+    assert run.config.data.data in UPLOADS
+
+
+def test_a_run_that_kept_no_name_of_its_file_can_be_opened(store):
+    """As runs were made before; and a name beside other messages stands for nothing."""
+    run = store.create(RunConfig(), "ada", b"", "own.csv")
+    about = json.loads((run.path / "owner.json").read_text(encoding="utf-8"))
+    (run.path / "owner.json").write_text(json.dumps(about | {"upload": ""}), encoding="utf-8")
+    assert store.open(run.id).told_config().data.data == "messages.csv"
+    del about["upload"]
+    (run.path / "owner.json").write_text(json.dumps(about), encoding="utf-8")
+    assert store.open(run.id).told_config() == run.config
+    bundled = store.create(RunConfig())
+    (bundled.path / "owner.json").write_text('{"upload": "own.csv"}', encoding="utf-8")
+    assert store.open(bundled.id).told_config() == RunConfig()
 
 
 def test_only_an_uploaded_file_is_looked_for_in_the_folder(store):

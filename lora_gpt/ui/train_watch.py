@@ -22,7 +22,7 @@ def _unread(service: Service, run_id: str, owner: str) -> Course:
     run = service.find(run_id)
     return Course(
         run=run.id,
-        label=run_label(run.config),
+        label=run_label(run.told_config()),
         config=run.config,
         mine=service.owns(run_id, owner),
         bundled=run.id in SAMPLE_RUNS,

@@ -112,6 +112,7 @@ def test_a_run_is_watched_to_its_end(visit, messages):
     page.locator("#train-start").click()
     progress = page.locator("#train-progress")
     expect(progress).to_contain_text("Finished: 7 steps", timeout=PATIENCE)
+    expect(progress).to_contain_text(f", {messages.name}, seed 42")
     expect(page.get_by_role("img", name="after 7 steps")).to_have_count(2)
     expect(page.locator("#train-result")).to_contain_text("linear baseline")
     expect(page.get_by_label("Look at")).to_have_value(re.compile(r"^1\. .*finished, [\d.]+%"))
