@@ -33,8 +33,8 @@ from lora_gpt.config import (
 )
 from lora_gpt.events import Event, Failed, Finished, Progress, Started, Step, Stopped, Validation
 from lora_gpt.interrupts import INTERRUPTED, starting
-from lora_gpt.report import percent_with_interval
 from lora_gpt.store import RunStore
+from lora_gpt.words import percent_with_interval
 
 with starting():  # these import torch
     from lora_gpt.core import structure

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from lora_gpt.config import RunConfig, all_knobs, group_of
 from lora_gpt.core.evaluation import paired
 from lora_gpt.events import Event, Finished, Started, Step, Validation, epochs_of
+from lora_gpt.words import fraction, percent, percent_with_interval
 
 
 class Count(Protocol):
@@ -87,7 +88,7 @@ def _injection(config: RunConfig) -> str:
 
 def _fractions(config: RunConfig, stages: Sequence[Count]) -> str:
     rows = [
-        f"| {stage.stage} | {stage.trainable:,} | {stage.total:,} | {100 * stage.fraction:.2f}% |"
+        f"| {stage.stage} | {stage.trainable:,} | {stage.total:,} | {fraction(stage.fraction)} |"
         for stage in stages
     ]
     return "\n".join(
@@ -113,10 +114,10 @@ def _training(events: Sequence[Event]) -> str:
     ]
     for epoch in epochs_of(steps, looks):
         seen = epoch.validation
-        validation = f"{100 * seen.accuracy:.2f}%" if seen else "no validation part"
+        validation = percent(seen.accuracy, 2) if seen else "no validation part"
         lines.append(
             f"| {epoch.number} | {epoch.steps} | {epoch.first_loss:.4f} | {epoch.mean_loss:.4f}"
-            f" | {epoch.last_loss:.4f} | {100 * epoch.accuracy:.2f}% | {validation} |"
+            f" | {epoch.last_loss:.4f} | {percent(epoch.accuracy, 2)} | {validation} |"
         )
     lines += ["", "Accuracy is the running share of right answers, each batch judged before it is"]
     lines[-1] += " learnt from."
@@ -134,7 +135,7 @@ def _test(events: Sequence[Event], method: str) -> str:
     recorded = ", its steps played from recordings (CUDA graphs)" if start.recorded else ""
     return (
         title + f"**{percent_with_interval(test)}** on messages that were never trained on; on the"
-        f" training part {100 * end.train_accuracy:.2f}%. A linear model on the same split:"
+        f" training part {percent(end.train_accuracy, 2)}. A linear model on the same split:"
         f" {percent_with_interval(end.baseline)}. {beside_baseline(end)}\n\n"
         "|  | said ham | said spam |\n| --- | ---: | ---: |\n"
         f"| is ham | {test['tn']} | {test['fp']} |\n| is spam | {test['fn']} | {test['tp']} |\n\n"
@@ -143,16 +144,6 @@ def _test(events: Sequence[Event], method: str) -> str:
         f" {start.near_test_messages - start.leaked_test_messages} nearly so.\n\n"
         f"Training took {end.train_seconds:.1f} s for {end.steps} steps on {start.device},"
         f" {halved} in {start.precision}{recorded}.\n\n" + _misclassified(test)
-    )
-
-
-def percent_with_interval(metrics: dict[str, Any]) -> str:
-    """'97.3% (95% interval 94.8 to 98.6, 291 of 299)' of a metrics dict."""
-    low, high = metrics["interval"]
-    right = metrics["tn"] + metrics["tp"]
-    return (
-        f"{100 * metrics['accuracy']:.1f}% (95% interval {100 * low:.1f} to {100 * high:.1f},"
-        f" {right} of {metrics['size']})"
     )
 
 

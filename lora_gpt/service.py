@@ -522,9 +522,9 @@ def verdicts_csv(verdicts: Sequence[Verdict]) -> str:
 def _checked_texts(texts: Sequence[str]) -> list[str]:
     given = [text.strip() for text in texts if text.strip()]
     if not given:
-        raise BadValue("text", "must hold at least one message", "")
+        raise BadValue("text", "must not be empty", "")
     if len(given) > MOST_TEXTS:
-        raise BadValue("text", f"must hold at most {MOST_TEXTS:,} messages", len(given))
+        raise BadValue("text", f"must be at most {MOST_TEXTS:,} at once", len(given))
     for text in given:
         if len(text) > MOST_CHARACTERS:
             rule = f"must be at most {MOST_CHARACTERS:,} characters long"

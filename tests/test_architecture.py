@@ -16,7 +16,7 @@ FLOORS = (
     ("service", "plots"),
     ("classifiers",),
     ("core", "store", "jobs", "worker", "report"),
-    ("config", "events"),
+    ("config", "events", "words"),
     ("knobs", "cache", "interrupts"),
     ("__init__",),
 )
@@ -25,7 +25,7 @@ FLOORS = (
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 ONLY = {
     "core": {"core", "config", "events"},
-    "plots": {"plots", "config", "events"},
+    "plots": {"plots", "config", "events", "words"},
     "config": {"config", "knobs"},
     "knobs": {"knobs"},
     "cache": {"cache"},

@@ -490,8 +490,8 @@ def test_bad_input_is_refused_in_a_sentence(words, says, few, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["classify", ""], "text: must hold at least one message; got ''"),
-        (["classify", " ", "\n"], "text: must hold at least one message"),
+        (["classify", ""], "text: must not be empty; got ''"),
+        (["classify", " ", "\n"], "text: must not be empty"),
         (["classify", "a" * 20_001], "text: must be at most 20,000 characters long"),
         (["classify", "hi", "--strength", "loud"], "strength: must be a number from 0 to 10"),
         (["classify", "hi", "--strength", "nan"], "strength: must be a number from 0 to 10"),

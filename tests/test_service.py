@@ -701,9 +701,9 @@ def test_classify_a_file(house, tmp_path):
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        ([], "text: must hold at least one message"),
-        (["", " \n"], "text: must hold at least one message"),
-        (["a"] * (MOST_TEXTS + 1), "text: must hold at most 2,000 messages; got 2001"),
+        ([], "text: must not be empty"),
+        (["", " \n"], "text: must not be empty"),
+        (["a"] * (MOST_TEXTS + 1), "text: must be at most 2,000 at once; got 2001"),
         (["ok", "a" * (MOST_CHARACTERS + 1)], "at most 20,000 characters long"),
     ],
 )

@@ -21,6 +21,7 @@ from lora_gpt.plots.style import (
     line,
     spread,
 )
+from lora_gpt.words import fraction, percent
 
 METHOD_MARKS = {"lora": (FILL, "circle"), "head": (HEAD, "diamond"), "full": (INK, "square")}
 """Colour and shape of a run. Grey is what is frozen: where all is trained, nothing is."""
@@ -65,7 +66,7 @@ def fraction_curves(
         "data": [*data, point],
         "layout": framed | {"hovermode": "closest"},
         "description": f"Trained share over the rank for {len(curves)} models; {marked} trains"
-        f" {here:.2%} at rank {rank}.",
+        f" {fraction(here)} at rank {rank}.",
     }
 
 
@@ -105,7 +106,7 @@ def measured_runs(points: Sequence[RunPoint]) -> Figure | None:
         "data": data,
         "layout": layout(across, upright) | {"hovermode": "closest"},
         "description": f"Test accuracy of {len(points)} runs over their trained share; the highest"
-        f" is {best.accuracy:.1%} of {best.label}.",
+        f" is {percent(best.accuracy)} of {best.label}.",
     }
 
 
@@ -116,8 +117,8 @@ def _run_marks(points: Sequence[RunPoint], color: str, symbol: str, far: float) 
     """
     shares = [100 * point.fraction for point in points]
     told = [
-        f"{escape(point.label)}<br>{point.accuracy:.1%} (95% interval {100 * point.low:.1f} to"
-        f" {100 * point.high:.1f})<br>{point.fraction:.2%} trained"
+        f"{escape(point.label)}<br>{percent(point.accuracy)} (95% interval {100 * point.low:.1f} to"
+        f" {100 * point.high:.1f})<br>{fraction(point.fraction)} trained"
         for point in points
     ]
     return {

@@ -1,7 +1,7 @@
 """Which trained classifiers a visitor may choose from: the bundled ones and their own."""
 
 from lora_gpt.service import RunSummary, Service
-from lora_gpt.ui.words import percent
+from lora_gpt.words import percent
 
 NO_RUN = "There is no trained classifier here yet. Train one in the tab Train; it is then listed."
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Protocol
 
-from lora_gpt.ui.words import percent
+from lora_gpt.words import percent
 
 MOST_ROWS = 50
 """Rows of a table that are shown; the file to download has all."""

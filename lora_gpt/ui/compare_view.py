@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from lora_gpt.config import METHODS, MODELS
 from lora_gpt.plots import RunPoint
 from lora_gpt.service import RunSummary
-from lora_gpt.ui.model_view import percent, shares
-from lora_gpt.ui.words import duration
+from lora_gpt.ui.model_view import shares
+from lora_gpt.words import duration, fraction, percent, size
 
 if TYPE_CHECKING:
     from lora_gpt.core.cost import Memory
@@ -91,24 +91,14 @@ def _cost_cells(cost: Cost, rank: int) -> str:
     method = f"LoRA r {rank} and head" if cost.method == "lora" else METHODS[cost.method]
     count, held = cost.count, cost.memory
     sizes = (held.weights, held.gradients, held.optimizer, held.total)
-    cells = (f"{count.trainable:,}", f"{count.total:,}", percent(count.fraction))
-    numbers = "".join(f'<td class="n">{cell}</td>' for cell in (*cells, *map(size_of, sizes)))
+    cells = (f"{count.trainable:,}", f"{count.total:,}", fraction(count.fraction))
+    numbers = "".join(f'<td class="n">{cell}</td>' for cell in (*cells, *map(size, sizes)))
     return f'<th scope="row">{method}</th>{numbers}'
 
 
 def _titles(heads: Sequence[str]) -> str:
     """The heads of columns of numbers."""
     return "".join(f'<th scope="col" class="n">{each}</th>' for each in heads)
-
-
-def size_of(held: int) -> str:
-    """Bytes as '6.2 KB', '5.3 MB', '1.96 GB'."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if held >= size:
-            return (
-                f"{held / size:,.3g} {unit}" if held < 1000 * size else f"{held / size:,.0f} {unit}"
-            )
-    return f"{held} B"
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -173,11 +163,11 @@ def _run_row(run: RunSummary, whose: str) -> str:
     low, high = test["interval"]
     cells = (
         f"{started.trainable:,}",
-        percent(started.trainable / started.total),
-        f"{test['accuracy']:.1%}",
+        fraction(started.trainable / started.total),
+        percent(test["accuracy"]),
         f"{100 * low:.1f} to {100 * high:.1f}",
         f"{test['tn'] + test['tp']:,} of {test['size']:,}",
-        f"{run.finished.baseline['accuracy']:.1%}",
+        percent(run.finished.baseline["accuracy"]),
         duration(run.finished.train_seconds),
     )
     numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)

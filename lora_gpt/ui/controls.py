@@ -56,10 +56,8 @@ def control(name: str, value: Any = None, **more: Any) -> Any:
 
 
 def _number(about: Knob, value: float, words: dict[str, Any]) -> Any:
-    """A slider where the range is short and its steps start at a round value, else a number box.
-
-    Nothing is rounded: the knob refuses what is not whole, 0.5 steps do not become 0.
-    """
+    """A slider where the range is short and its steps start at a round value, else a number box,
+    which rounds nothing: half a step is refused by the knob, not taken for none."""
     limits = {"minimum": about.minimum, "maximum": about.maximum, "step": about.step}
     limits = {name: words.pop(name, limit) for name, limit in limits.items()}
     low, high, step = limits.values()

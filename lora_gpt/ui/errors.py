@@ -8,20 +8,19 @@ from typing import Any
 
 import gradio as gr
 
-from lora_gpt.config import BadValue, all_knobs
+from lora_gpt.config import BadValue
+from lora_gpt.words import label_of, labelled
 
 
 def complaint(error: BaseException) -> str:
-    """What `error` says, under the knob's label where it names one; safe to show as HTML."""
+    """What `error` says, every field named as on the page; safe to show as HTML."""
     if isinstance(error, BadValue):
-        about = all_knobs().get(error.field)
-        name = about.label if about else error.field
         got = "" if error.value in (None, "", [], ()) else f"; got {error.value!r}"
-        return escape(f"{name} {error.rule}{got}")
+        return escape(f"{label_of(error.field)} {labelled(error.rule)}{got}")
     if isinstance(error, OSError) and error.strerror:
         name = f": {error.filename}" if error.filename else ""
         return escape(f"{error.strerror}{name}")
-    return escape(str(error))
+    return escape(labelled(str(error)))
 
 
 def refusal(error: BaseException) -> gr.Error:

@@ -3,13 +3,13 @@
 Pure functions of `Node`s and counts; everything they write is escaped.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 from lora_gpt.config import LoRAConfig
+from lora_gpt.words import fraction, size
 
 if TYPE_CHECKING:
     from lora_gpt.core.structure import Node, StageCount
@@ -53,26 +53,6 @@ def shares(root: "Node", times: int = 1) -> Shares:
     )
 
 
-def megabytes(parameters: int) -> str:
-    """Size in single precision: '5.3 MB'."""
-    size = parameters * BYTES / 1e6
-    return f"{size / 1000:,.1f} GB" if size >= 1000 else f"{size:,.{1 if size < 10 else 0}f} MB"
-
-
-def percent(share: float) -> str:
-    """Two decimals, or two digits where the share is tiny: '1.06%', '0.0012%', '100%'."""
-    if share == 1:
-        return "100%"
-    return (
-        f"{share:.2%}" if share >= 0.001 else f"{float(f'{100 * share:.2g}'):.{_places(share)}f}%"
-    )
-
-
-def _places(share: float) -> int:
-    """Decimals that show two digits of a share, in percent."""
-    return max(2, 1 - math.floor(math.log10(100 * share))) if share else 0
-
-
 def stats_html(root: "Node", base: "Node") -> str:
     """The three numbers, the bar, and in a sentence what has changed since the tree of `base`."""
     found = shares(root)
@@ -87,11 +67,11 @@ def stats_html(root: "Node", base: "Node") -> str:
     return f"""<div class="stats">
 <div class="stat"><small>trained</small><strong class="l">{found.trained:,}</strong></div>
 <div class="stat"><small>all parameters</small><strong>{found.total:,}</strong></div>
-<div class="stat"><small>fraction</small><strong>{percent(share)}</strong></div></div>
-<div class="bar" role="img" aria-label="{percent(share)} of all parameters are trained">{segments}
+<div class="stat"><small>fraction</small><strong>{fraction(share)}</strong></div></div>
+<div class="bar" role="img" aria-label="{fraction(share)} of all parameters are trained">{segments}
 </div><p class="sub small">{found.replaced} linear layers were replaced: each keeps its W, frozen,
 and gets A and B beside it. {found.lora:,} numbers are LoRA. {head}What is learned takes
-{megabytes(found.trained)} to keep, the whole model {megabytes(found.total)}.</p>"""
+{size(BYTES * found.trained)} to keep, the whole model {size(BYTES * found.total)}.</p>"""
 
 
 def _head_sentence(new: int, base: "Node") -> str:
@@ -105,7 +85,7 @@ def said_html(root: "Node") -> str:
     found = shares(root)
     return (
         f"{found.trained:,} of {found.total:,} parameters are trained,"
-        f" {percent(found.trained / found.total)}."
+        f" {fraction(found.trained / found.total)}."
     )
 
 
@@ -114,7 +94,7 @@ def stages_html(counts: "Sequence[StageCount]", shown: str) -> str:
     rows = "".join(
         f"{_stage_start(count.stage, count.stage == shown)}"
         f'<td class="n">{count.trainable:,}</td><td class="n">{count.total:,}</td>'
-        f'<td class="n">{percent(count.fraction)}</td></tr>'
+        f'<td class="n">{fraction(count.fraction)}</td></tr>'
         for count in counts
     )
     return (
@@ -189,7 +169,7 @@ def picture_html(node: "Node", scale: float) -> str:
     thin = "" if rank * pixels >= 1 else " To scale, A and B would be thinner than one pixel."
     total = (
         f'<p class="mono sum">{rank} × ({inputs:,} + {outputs:,}) = {lora.parameters:,}</p>'
-        f'<p class="sub small">That is {percent(share)} of the {inputs * outputs:,} numbers of'
+        f'<p class="sub small">That is {fraction(share)} of the {inputs * outputs:,} numbers of'
         f" the matrix that they change.{thin}{turned}</p>"
     )
     return _picture(node, boxes, told, total)

@@ -6,7 +6,7 @@ Messages are text of strangers and are escaped. Knows nothing of gradio.
 from html import escape
 
 from lora_gpt.service import Preview
-from lora_gpt.ui.words import percent
+from lora_gpt.words import percent
 
 LONGEST_SHOWN = 220
 """Characters of a sample message."""

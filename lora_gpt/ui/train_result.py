@@ -12,20 +12,10 @@ from lora_gpt.events import Finished
 from lora_gpt.report import beside_baseline
 from lora_gpt.ui.train_state import Course
 from lora_gpt.ui.train_view import stat
-from lora_gpt.ui.words import about_megabytes, percent
+from lora_gpt.words import MEBIBYTE, fraction, percent, percent_with_interval, size
 
 MOST_SHOWN = 40
 """Misclassified messages that are sent to the page; the report has them all."""
-
-
-def accuracy_words(measured: Mapping[str, Any]) -> str:
-    """'97.3% (95% interval 94.8 to 98.6, 291 of 299)'."""
-    low, high = measured["interval"]
-    right = measured["tn"] + measured["tp"]
-    return (
-        f"{percent(measured['accuracy'])} (95% interval {100 * low:.1f} to {100 * high:.1f},"
-        f" {right:,} of {measured['size']:,})"
-    )
 
 
 def result_html(course: Course) -> str:
@@ -46,7 +36,7 @@ def _headline(course: Course, end: Finished) -> str:
     trained, note = "", ""
     if started is not None:
         kind = "l" if course.config and course.config.training.method == "lora" else "h"
-        share = percent(started.trainable / started.total, 2)
+        share = fraction(started.trainable / started.total)
         method = METHODS[course.config.training.method] if course.config else "trained"
         note = f"{started.trainable:,} of {started.total:,}, {method}"
         trained = stat("trained share", share, note, kind)
@@ -65,11 +55,11 @@ def _beside(course: Course) -> list[str]:
     if twin is None or twin.finished is None or twin.config is None:
         return []
     start = "weights that never saw a text" if twin.config.init == "random" else "pretrained ones"
-    return [f"The same training on {start}: {accuracy_words(twin.finished.test)}."]
+    return [f"The same training on {start}: {percent_with_interval(twin.finished.test)}."]
 
 
 def _interval(measured: Mapping[str, Any]) -> str:
-    return accuracy_words(measured).partition("(")[2].removesuffix(")")
+    return percent_with_interval(measured).partition("(")[2].removesuffix(")")
 
 
 def confusion(measured: Mapping[str, Any]) -> str:
@@ -123,7 +113,7 @@ def comparison(end: Finished) -> str:
     if end.validation is not None:
         extra += f", validation accuracy {percent(end.validation['accuracy'])}"
     if end.peak_memory_mb is not None:
-        extra += f", most memory of its process {about_megabytes(end.peak_memory_mb)}"
+        extra += f", most memory of its process {size(MEBIBYTE * end.peak_memory_mb, 2)}"
     told_apart = "".join(
         f"<dt>{label}</dt><dd>{about}</dd>"
         for label, about in [*MEASURES.values(), ("Linear", BASELINE)]

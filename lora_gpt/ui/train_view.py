@@ -10,7 +10,7 @@ from lora_gpt.config import RunConfig
 from lora_gpt.events import epochs_of
 from lora_gpt.service import Plan, RunSummary
 from lora_gpt.ui.train_state import Course
-from lora_gpt.ui.words import about_duration, about_megabytes, duration, percent
+from lora_gpt.words import MEBIBYTE, about_duration, duration, fraction, labelled, percent, size
 
 
 def stat(name: str, value: str, note: str = "", kind: str = "") -> str:
@@ -26,16 +26,16 @@ def stat(name: str, value: str, note: str = "", kind: str = "") -> str:
 def plan_html(plan: Plan, config: RunConfig, runs: int = 1) -> str:
     """What a run would do and cost here; `runs` of the same size follow each other."""
     kind = "l" if config.training.method == "lora" else "h"
-    fraction = percent(plan.trainable / plan.total, 2)
+    share = fraction(plan.trainable / plan.total)
     epochs = plan.steps / plan.steps_per_epoch
     passes = f"{round(epochs, 2):g} epochs" if epochs != 1 else "1 epoch"
     each = " each" if runs > 1 else ""
     device = escape(plan.device + (", 16 bits" if plan.precision == "bfloat16" else ""))
     stats = [
         stat(f"steps{each}", f"{plan.steps:,}", f"{passes} of {plan.steps_per_epoch:,}"),
-        stat("trained", f"{plan.trainable:,}", f"{fraction} of {plan.total:,}", kind),
+        stat("trained", f"{plan.trainable:,}", f"{share} of {plan.total:,}", kind),
         stat("time, about", about_duration(runs * plan.seconds), f"measured here, on {device}"),
-        stat("memory, about", about_megabytes(plan.memory_mb), "for the training itself"),
+        stat("memory, about", size(MEBIBYTE * plan.memory_mb, 2), "for the training itself"),
     ]
     several = f"{runs} runs, one after the other: the time is that of all. " if runs > 1 else ""
     note = (
@@ -112,7 +112,7 @@ def standing(course: Course) -> tuple[float, str]:
         case "stopped":
             return share, f"Stopped {at}. {resume}"
         case "failed":
-            reason = escape(course.fault) or "The reason was not recorded."
+            reason = escape(labelled(course.fault)) or "The reason was not recorded."
             help = "Change the settings and start anew, or resume to try again."
             return share, f"Failed {at}. {reason} {help if course.mine else ''}"
         case "interrupted":

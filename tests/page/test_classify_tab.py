@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from lora_gpt.ui.classify_view import EXAMPLES
-from lora_gpt.ui.words import percent
+from lora_gpt.words import percent
 
 NASTY = "<img src=x onerror=alert(1)> ${1+1} {{7*7}}"
 PAY = EXAMPLES[0][1]
@@ -150,7 +150,7 @@ def test_an_empty_message_is_refused(classify):
     page = classify()
     page.get_by_label("Message", exact=True).fill("  ")
     page.get_by_role("button", name="Classify", exact=True).click()
-    expect(page.locator("#verdict")).to_have_text("text must hold at least one message")
+    expect(page.locator("#verdict")).to_have_text("Message must not be empty")
     expect(page.locator("#words")).to_be_hidden()
     page.locator("button.example").first.click()
     answered(page, PAY)

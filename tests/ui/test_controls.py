@@ -1,7 +1,10 @@
+from html import unescape
+
 import gradio as gr
 import pytest
 
 from lora_gpt.config import BadValue, RunConfig, all_knobs
+from lora_gpt.core.data import DataError
 from lora_gpt.ui.controls import config_from, control, default_of
 from lora_gpt.ui.errors import complaint, guard
 
@@ -97,6 +100,33 @@ def test_a_complaint_names_the_label_and_is_harmless():
     said = complaint(error)
     assert said.startswith("Rank r must be a whole number; got ")
     assert "<" not in said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"targets": []}, "Targets must name at least one of query, key, value, attention output"),
+        (
+            {"validation_fraction": 0.5, "test_fraction": 0.8},
+            "of the messages for training, beside “Test part” 0.8; got 0.5",
+        ),
+        ({"max_steps": 0.5}, "Most steps must be a whole number of at least 0; got 0.5"),
+    ],
+)
+def test_a_complaint_names_no_option_of_the_command_line(values, said):
+    with pytest.raises(BadValue) as refused:
+        RunConfig().changed(**values)
+    assert said in unescape(complaint(refused.value))
+
+
+def test_half_a_step_comes_to_the_knob_as_half_a_step():
+    """A box that rounds would take it for 0, which means no limit."""
+    assert control("max_steps").preprocess(0.5) == 0.5
+
+
+def test_a_fault_of_a_file_names_what_to_set_as_the_page_does():
+    error = DataError("a.csv: the column 'kind' holds x, y; set spam_label to the one")
+    assert unescape(complaint(error)).endswith("holds x, y; set “Word for spam” to the one")
 
 
 def test_an_empty_value_is_not_quoted():

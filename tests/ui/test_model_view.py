@@ -5,10 +5,9 @@ import pytest
 from lora_gpt.config import LoRAConfig
 from lora_gpt.core import structure
 from lora_gpt.ui.anatomy import LESSONS, anatomy_html
-from lora_gpt.ui.compare_view import line_of, size_of
+from lora_gpt.ui.compare_view import line_of
 from lora_gpt.ui.model_view import (
     linear_of,
-    percent,
     picture_html,
     said_html,
     scale_html,
@@ -149,23 +148,6 @@ def test_every_kind_of_module_is_explained():
 def test_the_scale_is_written_as_it_is_computed():
     assert "16 / 8 = 2" in scale_html(LoRAConfig())
     assert "16 / √8 = 5.66" in scale_html(LoRAConfig(rank_stabilised=True))
-
-
-@pytest.mark.parametrize(
-    ("share", "said"),
-    [(1.0, "100%"), (0.01056, "1.06%"), (0.0000124, "0.0012%"), (0.9999, "99.99%"), (0.0, "0%")],
-)
-def test_shares_keep_two_digits(share, said):
-    assert percent(share) == said
-
-
-def test_sizes_in_bytes():
-    assert [size_of(n) for n in (12, 6152, 5_310_000, 1_991_061_536)] == [
-        "12 B",
-        "6.15 KB",
-        "5.31 MB",
-        "1.99 GB",
-    ]
 
 
 @pytest.mark.parametrize("rank", [1, 8, 256])

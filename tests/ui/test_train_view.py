@@ -20,7 +20,7 @@ from lora_gpt.events import (
 )
 from lora_gpt.service import Plan, Preview, RunSummary
 from lora_gpt.ui.train_preview import duplicates_note, kept_note, preview_html
-from lora_gpt.ui.train_result import accuracy_words, confusion, mistakes, result_html
+from lora_gpt.ui.train_result import confusion, mistakes, result_html
 from lora_gpt.ui.train_state import (
     MOST_LINES,
     MOST_POINTS,
@@ -43,7 +43,6 @@ from lora_gpt.ui.train_view import (
     status_words,
 )
 from lora_gpt.ui.train_watch import figures
-from lora_gpt.ui.words import about_duration, about_megabytes, duration, percent
 
 HOSTILE = "<img src=x onerror=alert(1)> ${1+1} {{7*7}}"
 
@@ -295,11 +294,14 @@ def test_a_fault_and_a_label_are_shown_as_text():
     assert "<img" not in progress_html(failed)
 
 
+def test_the_reason_of_a_failure_names_the_knob_as_the_page_does():
+    fault = "learning_rate: the loss became nan; lower it, or raise batch_size"
+    failed = course(Failed(fault), status="failed")
+    assert "Learning rate: the loss became nan" in progress_html(failed)
+    assert "raise “Batch size”" in progress_html(failed)
+
+
 # --- the result --------------------------------------------------------------------------------
-
-
-def test_the_accuracy_stands_with_its_interval_and_its_counts():
-    assert accuracy_words(metrics()) == "97.3% (95% interval 94.8 to 98.6, 291 of 299)"
 
 
 def test_a_finished_run_shows_model_and_baseline_side_by_side():
@@ -339,7 +341,7 @@ def test_a_missing_measure_is_said_in_words():
 
 def test_the_plan_tells_steps_share_time_and_memory():
     words = text_of(plan_html(Plan(266, 133, 147_970, 4_421_634, 41.0, 310.0, "cpu"), RunConfig()))
-    for told in ("266 2 epochs of 133", "3.35% of 4,421,634", "41 s", "on cpu", "310 MB"):
+    for told in ("266 2 epochs of 133", "3.35% of 4,421,634", "41 s", "on cpu", "330 MB"):
         assert told in words
     assert "16 bits" not in words
     narrow = Plan(266, 133, 147_970, 4_421_634, 41.0, 310.0, "cpu", "bfloat16")
@@ -406,29 +408,6 @@ def test_sample_messages_are_shown_as_text_and_not_at_any_length():
 def test_a_run_in_the_list_tells_status_and_accuracy():
     done = RunSummary("a", "mini, LoRA r 8", "finished", 0.0, RunConfig(), started(), finished())
     assert run_choice(done, "finished") == "mini, LoRA r 8 (finished, 97.3% in test)"
-
-
-# --- words -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [(0.4, "0.4 s"), (12.4, "12 s"), (59.7, "1 min"), (185, "3 min 5 s"), (7_800, "2 h 10 min")],
-)
-def test_durations(seconds, told):
-    assert duration(seconds) == told
-
-
-def test_estimates_are_not_finer_than_they_can_be():
-    assert [about_duration(s) for s in (41.3, 262, 7_800)] == ["41 s", "4 min", "2.2 h"]
-    assert [about_megabytes(m) for m in (47.4, 313, 1_640)] == ["47 MB", "310 MB", "1.6 GB"]
-
-
-def test_a_share_below_one_is_never_all():
-    assert percent(0.973) == "97.3%"
-    assert percent(0.99999) == "over 99.9%"
-    assert percent(0.00001, 2) == "under 0.01%"
-    assert (percent(1.0), percent(0.0)) == ("100.0%", "0.0%")
 
 
 # --- the run beside it ---------------------------------------------------------------------------

@@ -1,0 +1,106 @@
+"""Numbers and names as people say them, on the page and in the report.
+
+One rule each: whatever tells a share, a size, a time or a knob to people asks here.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lora_gpt.config import TARGETS, all_knobs
+
+BESIDE_KNOBS = {"text": "Message", "strength": "Strength of the adapter", "run": "Run"}
+"""What else a refusal may name, and what the page calls it."""
+MEBIBYTE = 1024 * 1024
+"""Bytes in which `core.cost` counts memory."""
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """What was measured, 0.973 -> '97.3%'. A share that is not whole is never rounded to 0% or
+    100%."""
+    said = f"{100 * share:.{digits}f}"
+    least = 10.0**-digits
+    if 0 < share < 1 and float(said) in (0.0, 100.0):
+        return f"under {least:g}%" if share < 0.5 else f"over {100 - least:g}%"
+    return f"{said}%"
+
+
+def fraction(share: float) -> str:
+    """What was counted, such as the parameters that are trained: two decimals, or two digits where
+    the share is tiny: '1.06%', '0.0012%', '100%'."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    if share >= 0.001:
+        return f"{share:.2%}"
+    told = float(f"{100 * share:.2g}")
+    return f"{told:.{max(2, 1 - math.floor(math.log10(told)))}f}%"
+
+
+def percent_with_interval(measured: Mapping[str, Any]) -> str:
+    """An accuracy, '97.3% (95% interval 94.8 to 98.6, 291 of 299)', of a dict of `Metrics`."""
+    low, high = measured["interval"]
+    right = measured["tn"] + measured["tp"]
+    return (
+        f"{percent(measured['accuracy'])} (95% interval {100 * low:.1f} to {100 * high:.1f},"
+        f" {right:,} of {measured['size']:,})"
+    )
+
+
+def size(held: float, digits: int = 3) -> str:
+    """Bytes, the units powers of a thousand: '6.2 KB', '5.31 MB', '1.96 GB'."""
+    rounded = float(f"{held:.{digits}g}")
+    units = (("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("B", 1))
+    unit, one = next(each for each in units if rounded >= each[1] or each[1] == 1)
+    return f"{rounded / one:,g} {unit}"
+
+
+def label_of(field: str) -> str:
+    """What the page calls a field that is refused; its name where the page has no such control."""
+    known = {name: about.label for name, about in all_knobs().items()}
+    return (BESIDE_KNOBS | known).get(field, field)
+
+
+def labelled(refusal: str) -> str:
+    """A refusal with every field and layer as the page calls it: 'spam_label: must be' -> 'Word for
+    spam: must be', 'or label_column' -> 'or “Label column”'. What stands in quotes is somebody's
+    own and stays."""
+
+    def named(found: re.Match[str]) -> str:
+        field, word = found["field"], found["word"]
+        if field:
+            return label_of(field)
+        if word in TARGETS:
+            return TARGETS[word]
+        # A name of one word is also a word of the language.
+        label = label_of(word) if word and "_" in word else word
+        return found[0] if label == word else f"“{label}”"
+
+    quoted = r"""(?<!\w)'[^']*'|"[^"]*\""""
+    return re.sub(rf"^(?P<field>\w+)(?=: )|{quoted}|(?P<word>\w+)", named, refusal)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as '0.4 s', '41 s', '3 min 5 s' or '2 h 10 min'."""
+    if seconds < 0.05:
+        return "0 s"
+    if seconds < 0.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        minutes, rest = divmod(whole, 60)
+        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes} min"
+    hours, rest = divmod(whole, 3600)
+    minutes = rest // 60
+    return f"{hours:,} h {minutes} min" if minutes and hours < 48 else f"{hours:,} h"
+
+
+def about_duration(seconds: float) -> str:
+    """An estimate, no finer than it can be: '40 s', '4 min', '2 h'."""
+    if seconds < 60:
+        return duration(float(f"{seconds:.2g}"))
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.2g} h" if seconds < 36000 else f"{seconds / 3600:,.0f} h"
