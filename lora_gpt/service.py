@@ -11,7 +11,7 @@ import secrets
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -389,6 +389,17 @@ class Service:
     def runs(self, owner: str | None = None) -> list[RunSummary]:
         """The runs of `owner` (None: of everybody), newest first."""
         return [self._summary(run) for run in self.store.runs(owner)]
+
+    def stamp(self) -> int:
+        """A number that changes when a run is made or deleted, whosever it is."""
+        return self.store.stamp()
+
+    def is_at(self, statuses: Mapping[str, str]) -> bool:
+        """Whether every run, by its id, still has this status."""
+        try:
+            return all(self.store.open(id).status == status for id, status in statuses.items())
+        except StoreError:
+            return False
 
     def sample_runs(self) -> list[RunSummary]:
         """The bundled trained runs."""

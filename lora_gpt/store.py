@@ -373,6 +373,13 @@ class RunStore:
         except OSError:
             return []
 
+    def stamp(self) -> int:
+        """A number that changes when any run is made or deleted."""
+        try:
+            return self.root.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def sweep(self) -> None:
         """Remove what processes left that were killed while they made or deleted a folder."""
         for gone in self.root.glob(".deleted-*"):

@@ -49,7 +49,7 @@ def test_fractions_are_shown_whole():
 
 def run(method="lora", accuracy=0.97, fraction=0.01, label="mini, LoRA r 8", **more):
     low, high = accuracy - 0.02, min(1.0, accuracy + 0.01)
-    return plots.RunPoint(label, "r 8", method, fraction, accuracy, low, high, **more)
+    return plots.RunPoint(label, "1", method, fraction, accuracy, low, high, **more)
 
 
 def test_no_run_is_no_figure():

@@ -75,7 +75,8 @@ class RunPoint:
     """A finished run in the chart. Shares are from 0 to 1."""
 
     label: str
-    short: str
+    mark: str
+    """Number or letter under which a table tells of it."""
     method: str
     fraction: float
     accuracy: float
@@ -85,8 +86,11 @@ class RunPoint:
     """Whether it began on weights that never saw a text; drawn hollow."""
 
 
-def measured_runs(points: Sequence[RunPoint]) -> Figure | None:
-    """Test accuracy over the trained share, with the 95% interval; None without a run."""
+def measured_runs(points: Sequence[RunPoint], height: int = 300) -> Figure | None:
+    """Test accuracy over the trained share, with the 95% interval; None without a run.
+
+    `height` is that of the whole chart, in pixels.
+    """
     if not points:
         return None
     least = min(point.low for point in points)
@@ -100,35 +104,73 @@ def measured_runs(points: Sequence[RunPoint]) -> Figure | None:
     for method, (color, symbol) in METHOD_MARKS.items():
         own = [point for point in points if point.method == method]
         if own:
-            data.append(_run_marks(own, color, symbol, 10 ** (0.4 * left + 0.6 * right)))
+            data.append(_run_marks(own, color, symbol))
+    # 60 pixels for the axis, 15 for a line of text; a seventh of a phone for a mark and its lead.
+    gap = 15 * (101 - bottom) / (height - 60)
+    notes = [
+        note
+        for near in _neighbours(points, (right - left) / 7)
+        for note in _marked(near, (right - left) / 35, gap, (bottom + gap / 2, 101 - gap / 2))
+    ]
     best = max(points, key=lambda point: point.accuracy)
     return {
         "data": data,
-        "layout": layout(across, upright) | {"hovermode": "closest"},
+        "layout": layout(across, upright, annotations=notes) | {"hovermode": "closest"},
         "description": f"Test accuracy of {len(points)} runs over their trained share; the highest"
         f" is {percent(best.accuracy)} of {best.label}.",
     }
 
 
-def _run_marks(points: Sequence[RunPoint], color: str, symbol: str, far: float) -> dict[str, Any]:
-    """The points of one method; names are shown only where few points leave room for them.
+def _neighbours(points: Sequence[RunPoint], reach: float) -> list[list[RunPoint]]:
+    """The points in groups, across which no mark reaches: a step of `reach` decades lies between
+    them."""
+    groups: list[list[RunPoint]] = []
+    for point in sorted(points, key=lambda point: point.fraction):
+        if groups and math.log10(point.fraction / groups[-1][-1].fraction) < reach:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return groups
 
-    Right of `far`, in percent trained, a name stands before its point: the frame would cut it.
-    """
-    shares = [100 * point.fraction for point in points]
+
+def _marked(
+    points: Sequence[RunPoint], lead: float, gap: float, limits: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """The marks of points that stand near each other: `lead` decades right of all of them, each on
+    a line of its own of the height `gap`, between `limits`. None where there is no room for all:
+    pointing at a run tells of it."""
+    low, high = limits
+    beside = math.log10(100 * max(point.fraction for point in points)) + lead
+    above = len(points) - 1
+    if low + above * gap > high:
+        return []
+    points = sorted(points, key=lambda point: point.accuracy)
+    placed = spread([100 * point.accuracy for point in points], gap)
+    return [
+        led_label(
+            math.log10(100 * point.fraction),
+            100 * point.accuracy,
+            max(low + place * gap, min(at, high - (above - place) * gap)),
+            escape(point.mark),
+            SOFT,
+        )
+        | {"axref": "x", "ax": beside}
+        for place, (point, at) in enumerate(zip(points, placed, strict=True))
+    ]
+
+
+def _run_marks(points: Sequence[RunPoint], color: str, symbol: str) -> dict[str, Any]:
+    """The points of one method."""
     told = [
-        f"{escape(point.label)}<br>{percent(point.accuracy)} (95% interval {100 * point.low:.1f} to"
-        f" {100 * point.high:.1f})<br>{fraction(point.fraction)} trained"
+        f"{escape(point.mark)}. {escape(point.label)}<br>{percent(point.accuracy)} (95% interval"
+        f" {100 * point.low:.1f} to {100 * point.high:.1f})<br>{fraction(point.fraction)} trained"
         for point in points
     ]
     return {
         "type": "scatter",
-        "mode": "markers+text" if len(points) <= 6 else "markers",
-        "x": shares,
+        "mode": "markers",
+        "x": [100 * point.fraction for point in points],
         "y": [100 * point.accuracy for point in points],
-        "text": [escape(point.short) for point in points],
-        "textposition": ["middle left" if share > far else "middle right" for share in shares],
-        "textfont": {"color": SOFT, "size": 12},
         "customdata": told,
         "hovertemplate": "%{customdata}<extra></extra>",
         "marker": {

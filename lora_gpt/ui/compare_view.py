@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from lora_gpt.config import METHODS, MODELS
@@ -104,40 +105,42 @@ def _titles(heads: Sequence[str]) -> str:
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def finished(runs: Sequence[RunSummary]) -> list[RunSummary]:
-    """The runs that have been measured."""
-    return [run for run in runs if run.finished is not None and run.started is not None]
+def marked(own: Sequence[RunSummary], samples: Sequence[RunSummary]) -> dict[str, RunSummary]:
+    """The runs that have been measured, by the mark that chart and table share: the visitor's by
+    their numbers in the tab Train, newest first, the bundled ones by letters."""
+    marks = [*(str(len(own) - place) for place in range(len(own))), *ascii_uppercase]
+    runs = [*own, *samples]
+    return {
+        mark: run
+        for mark, run in zip(marks, runs, strict=False)
+        if run.finished is not None and run.started is not None
+    }
 
 
-def points(runs: Sequence[RunSummary]) -> list[RunPoint]:
-    """The finished runs as points, named by what tells them apart."""
+def points(runs: Mapping[str, RunSummary]) -> list[RunPoint]:
+    """The `marked` runs as points."""
     found = []
-    one_model = len({run.config.model for run in finished(runs)}) == 1
-    for run in finished(runs):
+    for mark, run in runs.items():
         assert run.finished is not None and run.started is not None
-        method, low_high = run.config.training.method, run.finished.test["interval"]
-        short = {"lora": f"r {run.config.lora.rank}", "head": "head only", "full": "all"}[method]
-        random_start = run.config.init == "random"
-        short += ", random" if random_start else ""
+        low, high = run.finished.test["interval"]
         found.append(
             RunPoint(
                 label=run.label,
-                short=short if one_model else f"{run.config.model}, {short}",
-                method=method,
+                mark=mark,
+                method=run.config.training.method,
                 fraction=run.started.trainable / run.started.total,
                 accuracy=run.finished.test["accuracy"],
-                low=low_high[0],
-                high=low_high[1],
-                random_start=random_start,
+                low=low,
+                high=high,
+                random_start=run.config.init == "random",
             )
         )
     return found
 
 
-def runs_html(own: Sequence[RunSummary], samples: Sequence[RunSummary]) -> str:
-    """The table of finished runs, the visitor's first."""
-    rows = [_run_row(run, "yours") for run in finished(own)]
-    rows += [_run_row(run, "bundled") for run in finished(samples)]
+def runs_html(runs: Mapping[str, RunSummary]) -> str:
+    """The table of the `marked` runs, the visitor's first."""
+    rows = [_run_row(mark, run) for mark, run in runs.items()]
     if not rows:
         return ""  # the chart says it
     heads = (
@@ -157,10 +160,11 @@ def runs_html(own: Sequence[RunSummary], samples: Sequence[RunSummary]) -> str:
     )
 
 
-def _run_row(run: RunSummary, whose: str) -> str:
+def _run_row(mark: str, run: RunSummary) -> str:
     assert run.finished is not None and run.started is not None
     test, started = run.finished.test, run.started
     low, high = test["interval"]
+    whose = "yours" if mark.isdigit() else "bundled"
     cells = (
         f"{started.trainable:,}",
         fraction(started.trainable / started.total),
@@ -172,6 +176,6 @@ def _run_row(run: RunSummary, whose: str) -> str:
     )
     numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
     return (
-        f'<tr><th scope="row" class="name">{escape(run.label)}</th>'
+        f'<tr><th scope="row" class="name">{mark}. {escape(run.label)}</th>'
         f'<td><span class="tag">{whose}</span></td>{numbers}</tr>'
     )

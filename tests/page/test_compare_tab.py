@@ -2,7 +2,8 @@ import re
 
 from playwright.sync_api import expect
 
-from lora_gpt.config import METHODS, MODELS
+from lora_gpt.config import METHODS, MODELS, RunConfig
+from lora_gpt.ui.compare_tab import FOLLOW
 
 
 def test_the_costs_of_every_model_and_method(visit):
@@ -52,3 +53,24 @@ def test_finished_runs_are_points(visit, app):
     measured = page.locator("figure.chart").nth(1)
     expect(measured).to_have_attribute("aria-label", re.compile(r"^Test accuracy of \d+ runs"))
     expect(page.locator("#measured-runs")).to_contain_text("bundled")
+
+
+def test_the_runs_follow_while_the_tab_is_open(visit, app, page, monkeypatch):
+    """Without a reload, and without a change to what the visitor has set."""
+    page.clock.install()
+    with monkeypatch.context() as nothing_yet:
+        nothing_yet.setattr(app.service, "sample_runs", list)
+        visit("Compare")
+        expect(page.get_by_text("No finished run yet")).to_be_visible()
+        box = page.get_by_label("number input for Rank r").filter(visible=True)
+        box.fill("64")
+        box.press("Enter")
+        expect(page.locator("#costs")).to_contain_text("LoRA r 64 and head")
+    made = app.service.store.create(RunConfig())
+    page.clock.fast_forward(1000 * FOLLOW)
+    expect(page.locator("#measured-runs")).to_contain_text("A. mini, LoRA r 8")
+    expect(page.locator("figure.chart").nth(1)).to_have_attribute(
+        "aria-label", re.compile("4 runs")
+    )
+    expect(box).to_have_value("64")
+    made.delete()

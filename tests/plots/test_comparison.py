@@ -1,5 +1,6 @@
 import json
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -16,7 +17,8 @@ NEAR = {
 
 
 def run(method="lora", fraction=0.01, **more):
-    return plots.RunPoint("mini", "r 8", method, fraction, 0.9, 0.88, 0.92, **more)
+    more = {"mark": "1", "accuracy": 0.9} | more
+    return plots.RunPoint("mini", method=method, fraction=fraction, low=0.88, high=0.92, **more)
 
 
 def test_a_line_leads_from_each_end_to_its_name():
@@ -44,7 +46,36 @@ def test_nothing_wears_the_grey_of_what_is_frozen():
     assert METHOD_MARKS["full"] == (style.INK, "square")
 
 
-def test_a_name_at_the_right_stands_before_its_point():
-    """The frame would cut it off."""
-    (trace,) = plots.measured_runs([run(fraction=0.001), run(fraction=0.03)])["data"]
-    assert trace["textposition"] == ["middle right", "middle left"]
+def marks_of(runs):
+    figure = plots.measured_runs(runs, height=300)
+    return figure["layout"]["annotations"], figure["layout"]["yaxis"]["range"]
+
+
+@pytest.mark.parametrize("accuracy", [0.9, 0.99])
+def test_marks_of_runs_that_stand_near_do_not_cover_each_other(accuracy):
+    """Each has a line of text for itself, right of all points and within the frame, and a thin
+    line to its point."""
+    runs = [run(fraction=0.03 + n / 1000, accuracy=accuracy, mark=str(n)) for n in range(9)]
+    notes, (low, high) = marks_of(runs)
+    assert sorted(note["text"] for note in notes) == [point.mark for point in runs]
+    heights = sorted(note["ay"] for note in notes)
+    line = 15 * (high - low) / (300 - 60)
+    assert all(above - below > 0.999 * line for below, above in pairwise(heights))
+    assert low < heights[0] and heights[-1] < high
+    assert {note["ax"] for note in notes} == {notes[0]["ax"]} and notes[0]["axref"] == "x"
+    assert notes[0]["ax"] > math.log10(100 * runs[-1].fraction)
+    assert {note["y"] for note in notes} == {100 * accuracy} and all(
+        note["showarrow"] for note in notes
+    )
+
+
+def test_marks_far_from_each_other_stand_beside_their_points():
+    notes, _ = marks_of([run(fraction=0.0002), run(fraction=0.004), run(fraction=0.03)])
+    assert [note["ay"] for note in notes] == pytest.approx([90, 90, 90])
+
+
+def test_a_crowd_has_no_marks_and_is_told_when_pointed_at():
+    crowd = [run(mark=str(n)) for n in range(40)]
+    assert [note["text"] for note in marks_of([*crowd, run("head", 0.0002, mark="A")])[0]] == ["A"]
+    (trace,) = plots.measured_runs(crowd)["data"]
+    assert trace["customdata"][7].startswith("7. mini<br>90.0%")

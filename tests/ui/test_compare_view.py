@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 
 from lora_gpt.config import METHODS, MODELS, RunConfig
@@ -6,7 +6,7 @@ from lora_gpt.events import Finished, Started
 from lora_gpt.plots.comparison import METHOD_MARKS
 from lora_gpt.service import RunSummary
 from lora_gpt.ui.compare_tab import RUNS_TITLE
-from lora_gpt.ui.compare_view import Cost, costs_html, runs_html
+from lora_gpt.ui.compare_view import Cost, costs_html, marked, points, runs_html
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -76,11 +76,26 @@ def summary(label):
 
 def test_every_run_is_the_head_of_its_row():
     """Its name is text, whatever it is."""
-    html = runs_html([summary("mine")], [summary(HOSTILE)])
+    html = runs_html(marked([summary("mine")], [summary(HOSTILE)]))
     assert "<img" not in html
     heads = Tags(html).named("th")
     assert all(head.get("scope") for head in heads)
     assert [head["scope"] for head in heads].count("row") == 2
+
+
+def test_chart_and_table_share_their_marks():
+    """One's own runs have the numbers that they have in the tab Train, unfinished ones counted."""
+    waiting = replace(summary("waiting"), finished=None)
+    runs = marked([summary("new"), waiting, summary("old")], [summary("shipped")])
+    assert {mark: run.label for mark, run in runs.items()} == {
+        "3": "new",
+        "1": "old",
+        "A": "shipped",
+    }
+    assert [point.mark for point in points(runs)] == ["3", "1", "A"]
+    html = runs_html(runs)
+    assert all(f">{mark}. {run.label}</th>" in html for mark, run in runs.items())
+    assert html.count(">yours<") == 2 and html.count(">bundled<") == 1
 
 
 def test_the_key_shows_the_shapes_of_the_chart():
