@@ -38,7 +38,7 @@ from lora_gpt.core.evaluation import Metrics, measure
 from lora_gpt.core.machine import choose_device
 from lora_gpt.core.split import Split, split
 from lora_gpt.core.training import train
-from lora_gpt.core.weights import local_weights
+from lora_gpt.core.weights import check_at_hand
 from lora_gpt.events import Event, Finished, Started
 from lora_gpt.jobs import Jobs
 from lora_gpt.report import write_report
@@ -279,6 +279,7 @@ class Service:
         if upload is not None:
             config = config.changed(data=str(upload))
         self._check(config)
+        check_at_hand(config)
         contents = upload.read_bytes() if upload else None
         with self._starting:
             for run in self.store.runs(owner):
@@ -317,9 +318,8 @@ class Service:
             config = config.changed(data=str(path.resolve()))
         if config.weights and weights.exists():
             config = config.changed(weights=str(weights.resolve()))
-        if config.weights and config.init == "pretrained":
-            local_weights(config)
         self._check(config)
+        check_at_hand(config)
         run = self.store.create(config)
         return run.id, carry_out(run, train)
 
@@ -338,6 +338,7 @@ class Service:
     def _check(self, config: RunConfig) -> None:
         """Refuse what the worker would refuse, before there is a run."""
         _, parts = self._divided(config)
+        tokenizer.load(MODELS[config.model].encoding)
         choose_device(config.training.device)
         config.training.steps_per_epoch(len(parts.train))
 

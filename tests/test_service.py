@@ -12,18 +12,22 @@ import zipfile
 from pathlib import Path
 from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 
 from lora_gpt import classifiers as classifiers_room
 from lora_gpt import service as service_room
 from lora_gpt.classifiers import Classifiers
 from lora_gpt.config import MODELS, BadValue, RunConfig
+from lora_gpt.core import tokenizer
 from lora_gpt.core.adapter import AdapterError
 from lora_gpt.core.classify import Classifier, Verdict
 from lora_gpt.core.data import DataError, read_messages
 from lora_gpt.core.lora import lora_layers
 from lora_gpt.core.structure import StageCount
+from lora_gpt.core.tokenizer import TokenizerUnavailableError
 from lora_gpt.core.training import train
 from lora_gpt.events import Adapter, Finished, Started, Step, Stopped, Validation
 from lora_gpt.jobs import Jobs, JobsError
@@ -198,6 +202,30 @@ def test_what_cannot_be_trained_is_refused_before_there_is_a_run(
         with pytest.raises(refusal, match=says):
             begin(tiny.changed(**changes))
     assert service.runs() == [] and not service.store.root.exists()
+
+
+@pytest.mark.parametrize("missing", ["tokenizer", "model.safetensors"])
+def test_what_cannot_be_fetched_is_refused_before_there_is_a_run(
+    service, tiny, tmp_path, monkeypatch, missing
+):
+    """Without a network GPT-2 cannot be trained; random weights need the tokenizer alone."""
+
+    def load(name):
+        if missing == "tokenizer":
+            raise TokenizerUnavailableError("The tokenizer is not on this machine")
+        return mini
+
+    mini = tokenizer.load("mini")
+    monkeypatch.setattr(tokenizer, "load", load)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    huggingface_hub.close_session()
+    gpt2 = tiny.changed(model="gpt2", init="pretrained")
+    for begin in (lambda config: service.start(config, "ada"), service.run_here):
+        with pytest.raises(OSError, match=f"{missing}.* is not on this machine"):
+            begin(gpt2)
+    assert service.runs() == [] and not service.store.root.exists()
+    huggingface_hub.close_session()
 
 
 @pytest.mark.parametrize(

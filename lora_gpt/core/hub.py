@@ -10,15 +10,21 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2  # what huggingface_hub speaks with: connections that break raise its errors
 import huggingface_hub
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -30,12 +36,16 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
+from lora_gpt.core.fetching import TIMEOUTS
 from lora_gpt.core.tensor_file import WeightsError
 from lora_gpt.events import Progress
 
 INTERVAL = 0.5
 """Seconds between two words on the progress."""
-INSTEAD = "set 'Weights from' to a folder that holds model.safetensors, or choose the bundled mini"
+INSTEAD = (
+    "choose the bundled mini, or name a folder that holds model.safetensors, on the command line"
+    " with --weights"
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,15 @@ class Hub:
                 f"Weights from: must be a folder or a repository owner/name; got {repository!r}."
             ) from error
         return Path(found) if isinstance(found, str) else None
+
+    def ask(self, repository: str, name: str) -> None:
+        """Whether the file could be had now: one short question, and nothing is downloaded.
+
+        Raises as `fetch` does.
+        """
+        with _faults_told(repository, name):
+            address = hf_hub_url(repository, name, endpoint=self.endpoint)
+            get_hf_file_metadata(address, timeout=TIMEOUTS[0])
 
     def fetch(self, repository: str, name: str, stage: str) -> Generator[Progress, None, Path]:
         """The file, downloaded unless it is cached; yields Progress in bytes under `stage`.
@@ -80,16 +99,23 @@ class Hub:
         finally:
             meter.cancelled = True  # closing this generator ends the download at its next chunk
             pool.shutdown(wait=False)
-        try:
+        with _faults_told(repository, name):
             path = Path(future.result())
-        except RemoteEntryNotFoundError as error:
-            raise FileNotFoundError(f"{repository} has no {name}.") from error
-        except (OSError, ValueError, RuntimeError, httpx2.HTTPError, XetDownloadError) as error:
-            raise WeightsError(explained(error, repository, name)) from error
         size = path.stat().st_size
         yield Progress(stage, size, size, 0.0)
         _check(path, repository, name)
         return path
+
+
+@contextmanager
+def _faults_told(repository: str, name: str) -> Iterator[None]:
+    """Turns what goes wrong with a file of the Hub into FileNotFoundError or WeightsError."""
+    try:
+        yield
+    except RemoteEntryNotFoundError as error:
+        raise FileNotFoundError(f"{repository} has no {name}.") from error
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError, XetDownloadError) as error:
+        raise WeightsError(explained(error, repository, name)) from error
 
 
 def explained(error: BaseException, repository: str, name: str) -> str:

@@ -76,6 +76,26 @@ def load_base(
         raise
 
 
+def check_at_hand(config: RunConfig, hub: Hub | None = None) -> None:
+    """Refuse weights that are neither on this machine nor to be had from the Hub now, and those
+    whose description tells of another model.
+
+    A file of the Hub is left for `load_base` to download, with its progress. Raises WeightsError.
+    """
+    source, hub = config.weights or MODELS[config.model].hub, hub or Hub()
+    if config.init == "random" or not source or (config.weights and local_weights(config)):
+        return
+    if _cached(source, hub):
+        return
+    try:
+        hub.ask(source, FILE)
+    except FileNotFoundError:
+        try:
+            hub.ask(source, FILES)
+        except FileNotFoundError as error:
+            raise _without(source, FILE) from error
+
+
 def read_base(path: Path, cfg: GPTConfig) -> GPTModel:
     """The model in a safetensors file or an index of several, under our names or GPT-2's.
 
@@ -236,11 +256,15 @@ def _fetched_in_parts(source: str, hub: Hub, stage: str) -> Generator[Progress, 
         for place, missing in enumerate(names, 1):
             yield from hub.fetch(source, missing, f"{stage}, file {place} of {len(names)}")
     except FileNotFoundError as error:
-        raise WeightsError(
-            f"Weights from: {source} must hold a {missing}; got a repository without. Other formats"
-            f" can run code when they are opened. Choose another, {INSTEAD}."
-        ) from error
+        raise _without(source, missing) from error
     return index
+
+
+def _without(source: str, missing: str) -> WeightsError:
+    return WeightsError(
+        f"Weights from: {source} must hold a {missing}; got a repository without. Other formats"
+        f" can run code when they are opened. Choose another, {INSTEAD}."
+    )
 
 
 MOST_ADDED = 512

@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2Model
 from lora_gpt.config import MODELS, GPTConfig, ModelSpec, RunConfig
 from lora_gpt.core import hub as hub_room
 from lora_gpt.core.hub import Hub
-from lora_gpt.core.weights import WeightsError, load_base
+from lora_gpt.core.weights import WeightsError, check_at_hand, load_base
 
 CFG = GPTConfig(97, 32, 24, 3, 2)
 REPOSITORY = "openai-community/gpt2"
@@ -255,7 +255,7 @@ def test_a_repository_that_is_not_there_is_named(server, tmp_path):
     assert (
         "must be a repository on the Hugging Face Hub that you may read; got 'no/body'" in message
     )
-    assert "set 'Weights from' to a folder" in message
+    assert "name a folder that holds" in message
 
 
 def test_a_name_that_the_hub_would_never_take_is_refused(server, tmp_path):
@@ -281,7 +281,7 @@ def test_without_a_network_there_is_a_sentence(server, tmp_path):
     message = refused(RUN, Hub("http://127.0.0.1:1", tmp_path))
     assert "is not on this machine and the Hub could not be reached" in message
     assert "Connect to the internet once" in message
-    assert "set 'Weights from' to a folder" in message
+    assert "name a folder that holds" in message
     assert "choose the bundled mini" in message
 
 
@@ -291,6 +291,45 @@ def test_offline_mode_is_respected(server, tmp_path, monkeypatch):
     huggingface_hub.close_session()
     message = refused(RUN, Hub(server.endpoint, tmp_path))
     assert "HF_HUB_OFFLINE forbids to download it" in message
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_weights_that_can_be_had_are_not_fetched_by_asking(server, tmp_path, request, several):
+    """Before a run only a short question is asked, about one file or the index of several."""
+    if several:
+        request.getfixturevalue("in_parts")
+    check_at_hand(RUN, Hub(server.endpoint, tmp_path))
+    assert len(server.asked) == 1 + several
+    assert all(line.startswith("HEAD ") for line in server.asked)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_here_are_not_asked_for(server, tmp_path):
+    """Cached, random, or in a folder: no network is needed."""
+    loaded(RUN, Hub(server.endpoint, tmp_path))
+    check_at_hand(RUN, Hub("http://127.0.0.1:1", tmp_path))
+    for config in (RUN.changed(init="random"), RUN.changed(weights=str(tmp_path)), RunConfig()):
+        check_at_hand(config, Hub("http://127.0.0.1:1", tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [("", "could not be reached"), ("no/body", "was not found"), ("only/pickles", "must hold a")],
+)
+def test_weights_that_cannot_be_had_are_refused_by_asking(server, tmp_path, weights, why):
+    """In the sentence that the download itself would end with."""
+    server.files["only/pickles/pytorch_model.bin"] = b"x"
+    endpoint = server.endpoint if weights else "http://127.0.0.1:1"
+    with pytest.raises(WeightsError, match=why):
+        check_at_hand(RUN.changed(weights=weights), Hub(endpoint, tmp_path))
+
+
+def test_asking_is_forbidden_offline(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE forbids to download it"):
+        check_at_hand(RUN, Hub(server.endpoint, tmp_path))
     assert server.asked == []
 
 
