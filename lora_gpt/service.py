@@ -33,7 +33,7 @@ from lora_gpt.config import (
 )
 from lora_gpt.core import cost, insight, structure, tokenizer
 from lora_gpt.core.classify import Verdict, spam_probabilities
-from lora_gpt.core.data import Message, read_messages, read_texts
+from lora_gpt.core.data import Message, read_messages, read_texts, texts_of_lines
 from lora_gpt.core.evaluation import Metrics, measure
 from lora_gpt.core.machine import choose_device
 from lora_gpt.core.split import Split, split
@@ -486,6 +486,10 @@ class Service:
     def updates(self, run_id: str) -> list[insight.Update]:
         with self._classifiers.of(self.find(run_id)) as classifier:
             return insight.updates(classifier.model)
+
+    def classify_lines(self, run_id: str, text: str) -> list[Verdict]:
+        """A verdict for each message of a text, as if it stood in a text file."""
+        return self.classify(run_id, texts_of_lines(text))
 
     def classify_file(self, run_id: str, path: Path) -> list[Verdict]:
         """A verdict for each message of a CSV, TSV or text file. Raises DataError for a bad one."""

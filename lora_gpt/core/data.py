@@ -84,13 +84,13 @@ def read_messages(config: DataConfig) -> list[Message]:
 def read_texts(path: Path, limit: int) -> list[str]:
     """The messages of a file without labels, in its order, blank ones left out.
 
-    A .txt file holds one message a line. Anything else is read as a table: its text column, found
-    as in `read_messages`, or its only column, with or without a header. A table without a header
-    whose rows have unequal numbers of cells is taken for plain lines. Raises DataError for a file
-    that is empty, too large or no text, and for one of more than `limit` messages.
+    A .txt file is read as `texts_of_lines` does. Anything else is read as a table: its text column,
+    found as in `read_messages`, or its only column, with or without a header. A table without a
+    header whose rows have unequal numbers of cells is taken for plain lines. Raises DataError for a
+    file that is empty, too large or no text, and for one of more than `limit` messages.
     """
-    text = _text(path)
-    cells = _lines(text) if path.suffix.lower() == ".txt" else _text_cells(path.name, text)
+    text, plain = _text(path), path.suffix.lower() == ".txt"
+    cells = texts_of_lines(text, path.name) if plain else _text_cells(path.name, text)
     texts = [cell.strip() for cell in cells if cell.strip()]
     if not texts:
         raise DataError(f"{path.name}: must hold messages, and has none")
@@ -100,6 +100,19 @@ def read_texts(path: Path, limit: int) -> list[str]:
             " several files."
         )
     return texts
+
+
+def texts_of_lines(text: str, name: str = "Messages") -> list[str]:
+    """The messages of plain text, one a line, a first line that names the texts left out.
+
+    Where it names a column of labels and one of texts, as a table pasted from a spreadsheet does,
+    it is the text column. Raises DataError, in which the text is called `name`.
+    """
+    header = {cell.strip(' \r"').lower() for cell in re.split(r"[\t,;|]", _first_line(text))}
+    if header & set(LABEL_NAMES) and any(map(_names_texts, header)):
+        return _text_cells(name, text)
+    lines = [line for line in _lines(text) if line.strip()]
+    return lines[1:] if len(lines) > 1 and _names_texts(lines[0]) else lines
 
 
 def find_sms_spam(
@@ -365,15 +378,29 @@ def _text_cells(file: str, text: str) -> list[str]:
             raise _unquotable(file, error) from error
         return _only_column(text)
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    for name in TEXT_NAMES:
-        if name in header:
+    for place in sorted(range(len(header)), key=lambda place: _rank(header[place])):
+        if _names_texts(header[place]):
             _check_widths(file, rows)
-            place = header.index(name)
             return [row[place] for row in rows[1:] if place < len(row)]
     if len({len(row) for row in rows}) != 1:
         return _only_column(text)
-    columns = list(zip(*rows[_names_columns(header) :], strict=True))
+    below = [_distinct(cells) for cells in zip(*rows[1:], strict=True)]
+    # Beside labels the rule of a table to train on holds.
+    labelled = any(words and words <= SPAM_WORDS | HAM_WORDS for words in below)
+    first = _is_header(rows, DataConfig()) if labelled else _names_columns(header)
+    columns = list(zip(*rows[first:], strict=True))
     return list(max(columns, key=_letters, default=()))
+
+
+def _rank(name: str) -> int:
+    """The usual names in their order, and names of several words behind them."""
+    return TEXT_NAMES.index(name) if name in TEXT_NAMES else len(TEXT_NAMES)
+
+
+def _names_texts(cell: str) -> bool:
+    """Whether a cell of a first row is the name of a text column: 'Text', 'Message body'."""
+    words = re.split(r"[\s_]+", cell.strip().lower())
+    return set(words) <= set(TEXT_NAMES)
 
 
 def _names_columns(header: Sequence[str]) -> bool:
@@ -390,7 +417,7 @@ def _only_column(text: str) -> list[str]:
         cells = ["".join(row) for row in csv.reader(lines, delimiter="\x1f", strict=True)]
     except csv.Error:
         cells = _lines(text)
-    return cells[1:] if cells and cells[0].strip().lower() in TEXT_NAMES else cells
+    return cells[1:] if cells and _names_texts(cells[0]) else cells
 
 
 def _check_widths(file: str, rows: Sequence[Sequence[str]]) -> None:

@@ -56,7 +56,7 @@ def build_many(service: Service, run: gr.Dropdown) -> None:
             return nothing(f"<p class='empty'>{complaint(error)}</p>")
 
     def of_lines(run_id: str | None, given: str) -> list[Any]:
-        return answered(run_id, lambda run: service.classify(run, given.split("\n")))
+        return answered(run_id, lambda run: service.classify_lines(run, given))
 
     def of_file(run_id: str | None, path: str) -> list[Any]:
         return answered(run_id, lambda run: service.classify_file(run, Path(path)))

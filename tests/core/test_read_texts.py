@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_gpt.core.data import DataError, read_texts
+from lora_gpt.core.data import DataError, read_texts, texts_of_lines
 
 LIMIT = 1000
 
@@ -56,6 +56,39 @@ def test_text_column_without_name(tmp_path):
         "ok",
         "Pay now at once",
     ]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "Sender name,Message body\nBob,{}\nAnn,{}\n",
+        "Spam label,Words of it\nspam,{}\nham,{}\n",
+        "1,2\nno,{}\nyes,{}\n",
+        "Message text\n{}\n{}\n",
+    ],
+)
+def test_a_header_of_several_words_is_no_message(tmp_path, table):
+    """By its words, or by the rule of a table to train on: a first row without a label is one."""
+    texts = ["Pay now at once", "See you at four"]
+    assert texts_of(tmp_path, "a.csv", table.format(*texts)) == texts
+
+
+@pytest.mark.parametrize(
+    "table", ["label\ttext\nspam\t{}\nham\t{}\n", "SMS text,Class\r\n{},spam\r\n{},ham\r\n"]
+)
+def test_a_table_in_a_text_file_is_a_table(tmp_path, table):
+    """Its header names labels and texts, as a table that is pasted from a spreadsheet does."""
+    texts = ["Pay now at once", "See you at four"]
+    assert texts_of_lines(table.format(*texts)) == texts
+    assert texts_of(tmp_path, "a.txt", table.format(*texts)) == texts
+
+
+def test_a_first_line_that_names_the_texts_is_no_message(tmp_path):
+    """Unless it is all there is; and two words of a message are not two names."""
+    assert texts_of_lines("\nMessage text\nHello\nBye") == ["Hello", "Bye"]
+    assert texts_of_lines("Text\n") == ["Text"]
+    for text in ("Hello there\nBye", "ham\nspam", "Text me, Ann\nBye"):
+        assert texts_of_lines(text) == text.split("\n")
 
 
 def test_unequal_rows_are_lines(tmp_path):

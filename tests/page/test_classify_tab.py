@@ -157,9 +157,12 @@ def test_an_empty_message_is_refused(classify):
 
 
 def test_many_messages_and_their_file(classify):
-    """Lines become a table, and the table can be taken away as CSV at the first click."""
+    """Lines, pasted from a spreadsheet with its header, become a table, and the table can be taken
+    away as CSV at the first click."""
     page = classify()
-    page.get_by_label("Messages", exact=True).fill("Win a prize now\n\n=1+1 is two\n")
+    page.get_by_label("Messages", exact=True).fill(
+        "label\ttext\nspam\tWin a prize now\n\nham\t=1+1 is two\n"
+    )
     page.get_by_role("button", name="Classify all").click()
     expect(page.locator("#verdicts .count")).to_contain_text("2 messages:")
     with page.expect_download() as taken:
