@@ -25,6 +25,7 @@ from lora_gpt.config import (
     DATA_SOURCES,
     LEARNING_RATES,
     MODELS,
+    TARGETS,
     BadValue,
     LoRAConfig,
     RunConfig,
@@ -150,7 +151,7 @@ def run_label(config: RunConfig) -> str:
         if lora.dropout:
             words.append(f"dropout {lora.dropout:g}")
         if set(lora.targets) != set(usual.lora.targets):
-            words.append(f"on {' '.join(lora.targets)}")
+            words.append(f"on {' + '.join(TARGETS[name] for name in lora.targets)}")
     if training.effective_learning_rate != LEARNING_RATES[training.method]:
         words.append(f"rate {training.effective_learning_rate:g}")
     if training.epochs != usual.training.epochs:

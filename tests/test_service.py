@@ -482,9 +482,9 @@ def test_summaries(house, tiny):
         assert each.status == "finished" and each.finished.steps == 4
         assert each.started.train_size == 42
     assert run_label(RunConfig()) == "mini, LoRA r 8, bundled, seed 42"
-    other = RunConfig().changed(epochs=1, alpha=32.0, targets=("W_query",), max_steps=60)
-    told = "mini, LoRA r 8, bundled, seed 42, alpha 32, on W_query, 1 epoch, at most 60 steps"
-    assert run_label(other) == told
+    other = RunConfig().changed(epochs=1, alpha=32.0, targets=("W_query", "ff_in"), max_steps=60)
+    told = "seed 42, alpha 32, on query + feed-forward in, 1 epoch, at most 60 steps"
+    assert run_label(other) == f"mini, LoRA r 8, bundled, {told}"
     # A rank's alpha says nothing where nothing is injected; the method's own rate is no change.
     head = RunConfig().changed(method="head", alpha=32.0, learning_rate=1e-2)
     assert run_label(head) == "mini, head only, bundled, seed 42"

@@ -263,7 +263,7 @@ def test_api(app):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (([], "sample"), "at least one message"),
+        (([], "sample"), "must not be empty"),
         (("no list", "sample"), "must be a list of texts"),
         (([1, 2], "sample"), "must be a list of texts"),
         ((["x" * 20_001], "sample"), "at most 20,000 characters"),
