@@ -143,13 +143,14 @@ def runs_html(runs: Mapping[str, RunSummary]) -> str:
     rows = [_run_row(mark, run) for mark, run in runs.items()]
     if not rows:
         return ""  # the chart says it
+    # What was reached comes first: a phone shows two columns beside the name.
     heads = (
-        "trained",
-        "fraction",
         "test accuracy",
         "95% interval",
         "right",
         "linear model",
+        "trained",
+        "fraction",
         "time",
     )
     return (
@@ -166,12 +167,12 @@ def _run_row(mark: str, run: RunSummary) -> str:
     low, high = test["interval"]
     whose = "yours" if mark.isdigit() else "bundled"
     cells = (
-        f"{started.trainable:,}",
-        fraction(started.trainable / started.total),
         percent(test["accuracy"]),
         f"{100 * low:.1f} to {100 * high:.1f}",
         f"{test['tn'] + test['tp']:,} of {test['size']:,}",
         percent(run.finished.baseline["accuracy"]),
+        f"{started.trainable:,}",
+        fraction(started.trainable / started.total),
         duration(run.finished.train_seconds),
     )
     numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
