@@ -143,7 +143,7 @@ def runs_html(runs: Mapping[str, RunSummary]) -> str:
     rows = [_run_row(mark, run) for mark, run in runs.items()]
     if not rows:
         return ""  # the chart says it
-    # What was reached comes first: a phone shows two columns beside the name.
+    # What was reached comes first: a phone shows one column beside the name.
     heads = (
         "test accuracy",
         "95% interval",

@@ -267,7 +267,7 @@ def test_api(app):
         (("no list", "sample"), "must be a list of texts"),
         (([1, 2], "sample"), "must be a list of texts"),
         ((["x" * 20_001], "sample"), "at most 20,000 characters"),
-        ((["x"] * 2_001, "sample"), "at most 2,000 messages"),
+        ((["x"] * 2_001, "sample"), "at most 2,000 at once"),
         ((["x"], "../../etc"), "must be the id of a run"),
     ],
 )
