@@ -31,7 +31,6 @@ __all__ = [
     "WeightsError",
     "empty_model",
     "load_base",
-    "local_weights",
     "read_base",
     "save_base",
 ]
@@ -63,7 +62,7 @@ def load_base(
         yield Progress(f"making random weights for {config.label}", 0, 1)
         model = empty_model(cfg).to_empty(device="cpu")
         return initialise(model, config.seed).eval()
-    path = local_weights(config) if config.weights else None if own else _in_folder(bundled)
+    path = _local(config) if config.weights else None if own else _in_folder(bundled)
     if path is None:
         path = yield from _downloaded(config.weights or own, config, hub or Hub())
     yield Progress(f"reading the weights of {config.label}", 0, 1)
@@ -83,7 +82,7 @@ def check_at_hand(config: RunConfig, hub: Hub | None = None) -> None:
     A file of the Hub is left for `load_base` to download, with its progress. Raises WeightsError.
     """
     source, hub = config.weights or MODELS[config.model].hub, hub or Hub()
-    if config.init == "random" or not source or (config.weights and local_weights(config)):
+    if config.init == "random" or not source or (config.weights and _local(config)):
         return
     if _cached(source, hub):
         return
@@ -183,7 +182,7 @@ def empty_model(cfg: GPTConfig) -> GPTModel:
 # --- where the file is ---------------------------------------------------------------------------
 
 
-def local_weights(config: RunConfig) -> Path | None:
+def _local(config: RunConfig) -> Path | None:
     """The file or the index on this machine that `config.weights` names; None for a repository of
     the Hub. Raises WeightsError for what is neither, and where a config.json that lies beside tells
     of another model than that of `config`."""
