@@ -309,6 +309,7 @@ def test_weights_that_are_here_are_not_asked_for(server, tmp_path):
     """Cached, random, or in a folder: no network is needed."""
     loaded(RUN, Hub(server.endpoint, tmp_path))
     check_at_hand(RUN, Hub("http://127.0.0.1:1", tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(checkpoint())
     for config in (RUN.changed(init="random"), RUN.changed(weights=str(tmp_path)), RunConfig()):
         check_at_hand(config, Hub("http://127.0.0.1:1", tmp_path / "empty"))
 

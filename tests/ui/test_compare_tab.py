@@ -7,11 +7,13 @@ import gradio as gr
 import pytest
 
 from lora_gpt.config import RunConfig
+from lora_gpt.core.data import Message
+from lora_gpt.core.evaluation import measure
 from lora_gpt.events import Finished, Queued, Started, Step
 from lora_gpt.service import Service
 from lora_gpt.ui.compare_tab import runs_of
 
-TEST = {"accuracy": 0.9, "interval": [0.88, 0.92], "tn": 140, "tp": 130, "size": 300}
+TEST = measure([Message("win", True), Message("hello", False)], [0.9, 0.1]).to_json()
 STARTED = Started(298, 149, 1195, 100, 299, 3, 9, 147_970, 4_421_634, "cpu", 2)
 FINISHED = Finished(298, 41.0, 55.0, 0.99, None, TEST, TEST, 310.0)
 STEP = Step(0, 1, 1, 0.5, 0.5, 1e-3, 1.0, 9, 8, 0.1, 1.0, 1.0, 0.0)
