@@ -5,6 +5,7 @@ CSS variable ("var(--fill)", or "var(--fill) / 0.2" for a tint) and resolved on 
 changes with the theme. Knows nothing of what is drawn.
 """
 
+import json
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,19 @@ const resolved = (value) => typeof value === 'string' ? colour(value)
     ? Object.fromEntries(Object.entries(value).map(([key, each]) => [key, resolved(each)]))
     : value;
 const still = matchMedia('(pointer: coarse)').matches;  // a finger on a chart scrolls the page
+// Plotly takes a processor a second or more: it is loaded for the first figure, not before.
+const load = () => window.plotlyLoads ??= new Promise((loaded) => {
+  const script = document.createElement('script');
+  script.src = PLOTLY_JS;
+  script.onload = loaded;
+  script.onerror = () => { script.remove(); window.plotlyLoads = undefined; };
+  document.head.append(script);
+});
 let width = 0;
 const draw = () => {
-  const value = props.value, drawn = Boolean(value && value.data && window.Plotly);
+  const value = props.value, some = Boolean(value && value.data);
+  const drawn = some && Boolean(window.Plotly);
+  if (some && !drawn) load().then(draw);
   plot.hidden = !drawn; empty.hidden = drawn;
   figure.setAttribute('aria-label', drawn ? value.description || label
     : `${label}. ${empty.textContent}`);
@@ -69,7 +80,8 @@ def chart(
     return gr.HTML(
         value=None,
         html_template=TEMPLATE.format(label=escape(label), height=height, empty=escape(empty)),
-        js_on_load=SCRIPT,
-        head=f"<script src='gradio_api/file={PLOTLY_JS.as_posix()}'></script>",
+        js_on_load=SCRIPT.replace(
+            "PLOTLY_JS", json.dumps(f"gradio_api/file={PLOTLY_JS.as_posix()}")
+        ),
         **more,
     )

@@ -3,7 +3,6 @@ import re
 from playwright.sync_api import expect
 
 from lora_gpt.config import METHODS, MODELS, RunConfig
-from lora_gpt.ui.compare_tab import FOLLOW
 
 
 def test_the_costs_of_every_model_and_method(visit):
@@ -57,17 +56,16 @@ def test_finished_runs_are_points(visit, app):
 
 def test_the_runs_follow_while_the_tab_is_open(visit, app, page, monkeypatch):
     """Without a reload, and without a change to what the visitor has set."""
-    page.clock.install()
     with monkeypatch.context() as nothing_yet:
         nothing_yet.setattr(app.service, "sample_runs", list)
         visit("Compare")
         expect(page.get_by_text("No finished run yet")).to_be_visible()
+        expect(page.locator("#costs")).to_contain_text("and head")
         box = page.get_by_label("number input for Rank r").filter(visible=True)
         box.fill("64")
         box.press("Enter")
         expect(page.locator("#costs")).to_contain_text("LoRA r 64 and head")
     made = app.service.store.create(RunConfig())
-    page.clock.fast_forward(1000 * FOLLOW)
     expect(page.locator("#measured-runs")).to_contain_text("A. mini, LoRA r 8")
     expect(page.locator("figure.chart").nth(1)).to_have_attribute(
         "aria-label", re.compile("4 runs")
