@@ -57,6 +57,7 @@ class Classifiers:
         Raises RunNotFound for a run that has no adapter yet.
         """
         classifier = self._after(run)
+        time.sleep(PAUSE)
         # Strength is a state of the layers; two computations at once are no faster than in turn.
         with self._turn:
             set_strength(classifier.model, 1.0)

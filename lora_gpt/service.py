@@ -20,7 +20,7 @@ from typing import Any
 import platformdirs
 
 from lora_gpt.cache import Cache
-from lora_gpt.classifiers import Classifiers
+from lora_gpt.classifiers import TURN, Classifiers
 from lora_gpt.config import (
     DATA_SOURCES,
     LEARNING_RATES,
@@ -481,8 +481,14 @@ class Service:
     def strength_curve(self, run_id: str, text: str) -> list[tuple[float, float]]:
         """p_spam of `text` at strengths 0, 0.1, ... 2."""
         checked, strengths = _checked_texts([text])[0], [step / 10 for step in range(21)]
-        with self._classifiers.of(self.find(run_id)) as classifier:
-            return insight.strength_curve(classifier, checked, strengths)
+        run, points = self.find(run_id), []
+        [tokens] = self._classifiers.in_turn(run).encode([checked])
+        at_once = max(1, TURN // len(tokens))
+        for first in range(0, len(strengths), at_once):  # others are let in between two parts
+            with self._classifiers.of(run) as classifier:
+                part = strengths[first : first + at_once]
+                points += insight.strength_curve(classifier, checked, part)
+        return points
 
     def updates(self, run_id: str) -> list[insight.Update]:
         with self._classifiers.of(self.find(run_id)) as classifier:

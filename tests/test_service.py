@@ -21,7 +21,7 @@ from lora_gpt import classifiers as classifiers_room
 from lora_gpt import service as service_room
 from lora_gpt.classifiers import Classifiers
 from lora_gpt.config import MODELS, BadValue, RunConfig
-from lora_gpt.core import tokenizer
+from lora_gpt.core import insight, tokenizer
 from lora_gpt.core.adapter import AdapterError
 from lora_gpt.core.classify import Classifier, Verdict
 from lora_gpt.core.data import DataError, read_messages
@@ -825,6 +825,24 @@ def test_a_turn_ends_after_some_tokens(house, monkeypatch):
     assert [each.text for each in found] == [text.strip() for text in texts]
     assert [each.p_spam for each in found[:2]] * 8 == pytest.approx([v.p_spam for v in found])
     assert len(taken) > 1 and max(taken) <= classifiers_room.TURN
+
+
+def test_the_curve_of_a_long_message_is_asked_in_turns(house, monkeypatch):
+    """Each holds others up no longer than a batch of verdicts does, and the curve is the same."""
+    service, (run, *_) = house
+    text, asked, answer = "see you at ten by the old gate " * 20, [], insight.strength_curve
+    expected = service.strength_curve(run, text)
+
+    def seen(classifier, text, strengths):
+        asked.append(len(classifier.encode([text])[0]) * len(strengths))
+        return answer(classifier, text, strengths)
+
+    monkeypatch.setattr(insight, "strength_curve", seen)
+    monkeypatch.setattr("lora_gpt.service.TURN", 300)
+    found = service.strength_curve(run, text)
+    assert len(asked) > 1 and max(asked) <= 300
+    assert [strength for strength, _ in found] == [strength for strength, _ in expected]
+    assert [p for _, p in found] == pytest.approx([p for _, p in expected])
 
 
 def test_what_is_kept_ready_is_bounded_by_its_bytes(house, monkeypatch):
