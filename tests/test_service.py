@@ -842,7 +842,7 @@ def test_the_curve_of_a_long_message_is_asked_in_turns(house, monkeypatch):
     found = service.strength_curve(run, text)
     assert len(asked) > 1 and max(asked) <= 300
     assert [strength for strength, _ in found] == [strength for strength, _ in expected]
-    assert [p for _, p in found] == pytest.approx([p for _, p in expected])
+    assert [p for _, p in found] == pytest.approx([p for _, p in expected], abs=1e-6)
 
 
 def test_what_is_kept_ready_is_bounded_by_its_bytes(house, monkeypatch):
