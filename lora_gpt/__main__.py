@@ -38,6 +38,7 @@ from lora_gpt.words import percent_with_interval
 
 with starting():  # these import torch
     from lora_gpt.core import structure
+    from lora_gpt.report import beside_baseline
     from lora_gpt.service import SAMPLE, SAMPLE_RUNS, Service, default_runs
 
 UNREAD = 141
@@ -287,6 +288,7 @@ def _trained(service: Service, run: str, events: Iterator[Event]) -> dict[str, A
     test = finished.test
     print(f"Test accuracy {percent_with_interval(test)}")
     print(f"Linear baseline {percent_with_interval(finished.baseline)}")
+    print(beside_baseline(finished))
     return {
         "run": run,
         "seconds": round(finished.seconds, 3),

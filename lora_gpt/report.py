@@ -157,7 +157,7 @@ def beside_baseline(end: Finished) -> str:
     apart = paired(end.test, end.baseline)
     if not apart.only_first and not apart.only_second:
         return "The model and the linear baseline are right on the same messages."
-    often = f"{100 * apart.chance:.2g}%" if apart.chance >= 0.001 else "fewer than 0.1%"
+    often = percent(apart.chance, 0 if apart.chance >= 0.1 else 1)
     told = (
         f"The model alone is right on {apart.only_first:,} of the test messages, the linear"
         f" baseline alone on {apart.only_second:,}: two equally good ones would differ so much or"

@@ -287,9 +287,11 @@ def test_the_report_holds_the_command():
     [
         ("abc", "abc", "are right on the same messages"),
         ("a", "bcde", "may be chance"),
+        ("abcd", "efghi", "in 100% of such tests"),
+        ("", "abcdefgh", "in 0.8% of such tests"),
         ("a", "bcdefg", "in 12% of such tests"),
         ("", "bcdefgh", "The model is better. The model alone is right on 7"),
-        ("", "abcdefghijklmn", "in fewer than 0.1% of such tests"),
+        ("", "abcdefghijklmn", "in under 0.1% of such tests"),
         ("abcdefgh", "z", "The linear baseline is better. The model alone is right on 1 of"),
     ],
 )
