@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lora_gpt.config import RunConfig
+from lora_gpt.core.classify import BATCH_TOKENS
 from lora_gpt.core.machine import BlockStep, choose_precision
 from lora_gpt.core.optimizer_step import seconds_of_update
 from lora_gpt.core.structure import StageCount, tree
@@ -38,18 +39,29 @@ def memory_of(count: StageCount) -> Memory:
     return Memory(FLOAT * count.total, FLOAT * count.trainable, 2 * FLOAT * count.trainable)
 
 
+PROGRAM, COMPILED = 430 * MB, 250 * MB
+"""What the process of a run takes on a CPU besides: everything imported, with PyTorch's working
+space; and what the library keeps of the products that it compiles for 16 bits."""
+TRAINED, ASKED = 24, 28
+"""Numbers for each feature and token: kept for the backward pass, in every block, and in use at
+once while a batch of BATCH_TOKENS is evaluated. All four were measured over sizes, batches and
+methods; `benchmarks/plan.py` compares."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a run will roughly cost on this machine."""
 
     steps: int
     seconds: float
+    """Of the training steps alone."""
     memory_mb: float
+    """Most of its process on a CPU, of the device's allocator elsewhere, as `peak_memory_mb`."""
     precision: str
 
 
 def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) -> Estimate:
-    """The cost of training on messages of `lengths` tokens; loading and evaluation are left out."""
+    """The cost of training on messages of `lengths` tokens."""
     training, cfg = config.training, config.architecture
     steps = training.steps(len(lengths))
     step = BlockStep.of(config, lengths, device)
@@ -58,16 +70,15 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     in_blocks = step.seconds(precision) * cfg.n_layers
     of_a_step = in_blocks + seconds_of_update(root.trainable, device)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
-    # Kept for the backward pass, measured over the sizes: about 24 numbers a feature, token, block;
-    # nothing where it ends at the head.
-    blocks = 0 if training.method == "head" else cfg.n_layers
-    passing = 24 * FLOAT * cfg.emb_dim * step.tokens * blocks
-    return Estimate(
-        steps=steps,
-        seconds=steps * of_a_step,
-        memory_mb=(held.total + passing) / MB,
-        precision=precision,
-    )
+    blocks = 0 if training.method == "head" else cfg.n_layers  # the backward pass ends at the head
+    passing = FLOAT * cfg.emb_dim * max(TRAINED * step.tokens * blocks, ASKED * BATCH_TOKENS)
+    memory = held.total + passing
+    if device.type == "cpu":
+        memory += PROGRAM
+        if precision == "bfloat16":
+            # The file stays mapped beside the weights that are laid out from it, once each way.
+            memory += COMPILED + FLOAT * 12 * cfg.emb_dim**2 * cfg.n_layers
+    return Estimate(steps, steps * of_a_step, memory / MB, precision)
 
 
 # --- what it did take ----------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def plan_html(plan: Plan, config: RunConfig, runs: int = 1) -> str:
         stat(f"steps{each}", f"{plan.steps:,}", f"{passes} of {plan.steps_per_epoch:,}"),
         stat("trained", f"{plan.trainable:,}", f"{share} of {plan.total:,}", kind),
         stat("time, about", about_duration(runs * plan.seconds), f"measured here, on {device}"),
-        stat("memory, about", size(MEBIBYTE * plan.memory_mb, 2), "for the training itself"),
+        stat("memory, about", size(MEBIBYTE * plan.memory_mb, 2), "most of its process"),
     ]
     several = f"{runs} runs, one after the other: the time is that of all. " if runs > 1 else ""
     note = (
