@@ -34,7 +34,7 @@ from lora_gpt.config import (
 )
 from lora_gpt.core import cost, insight, structure, tokenizer
 from lora_gpt.core.classify import Verdict, spam_probabilities
-from lora_gpt.core.data import Message, read_messages, read_texts, texts_of_lines
+from lora_gpt.core.data import DataError, Message, read_messages, read_texts, texts_of_lines
 from lora_gpt.core.evaluation import Metrics, measure
 from lora_gpt.core.machine import choose_device
 from lora_gpt.core.split import Split, split
@@ -56,6 +56,7 @@ SAMPLE_RUNS: dict[str, dict[str, Any]] = {
     "random-start": {"init": "random"},
 }
 """The runs that ship trained, on the bundled messages: what each changes in the default run."""
+Divided = tuple[list[Message], Split] | DataError | BadValue
 Ends = tuple[Started | None, Finished | None, str]
 MOST_TEXTS, MOST_CHARACTERS, MOST_STRENGTH = 2_000, 20_000, 10
 
@@ -175,7 +176,7 @@ class Service:
         self.jobs = Jobs(self.store, workers=workers)
         self._classifiers = Classifiers()
         self._starting = threading.Lock()
-        self._data: Cache[tuple[list[Message], Split]] = Cache(8)
+        self._data: Cache[Divided] = Cache(8)
         self._ends: Cache[Ends] = Cache(500)
         self.store.sweep()
 
@@ -260,16 +261,24 @@ class Service:
         )
 
     def _divided(self, config: RunConfig) -> tuple[list[Message], Split]:
-        """The messages and their split, kept for the next question about the same data."""
+        """The messages and their split, or why there are none, kept for the next question about the
+        same data: to refuse a file may take as long as to divide it."""
         path = Path(config.data.data)
         stamp = path.stat().st_mtime_ns if path.is_file() else 0
-        key = (config.data, config.seed, stamp)
 
-        def divide() -> tuple[list[Message], Split]:
-            messages = read_messages(config.data)
-            return messages, split(messages, config.data, config.seed)
+        def divide() -> Divided:
+            try:
+                messages = read_messages(config.data)
+                return messages, split(messages, config.data, config.seed)
+            except (DataError, BadValue) as refusal:
+                if not stamp:  # a download may be had the next time
+                    raise
+                return refusal.with_traceback(None)  # which holds all that was read
 
-        return self._data.get(key, divide)
+        found = self._data.get((config.data, config.seed, stamp), divide)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     # --- runs ------------------------------------------------------------------------------------
 

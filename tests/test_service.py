@@ -246,6 +246,23 @@ def test_a_bad_upload_is_refused_before_there_is_a_run(
     assert service.runs() == []
 
 
+def test_a_file_is_refused_without_reading_it_again(service, tiny, tmp_path, monkeypatch):
+    """Every knob that moves asks for a plan and a preview, and a refusal may take seconds."""
+    path, read = tmp_path / "few.tsv", []
+    path.write_text("spam\tone\nham\ttwo\n", encoding="utf-8")
+    config = tiny.changed(data=str(path))
+    monkeypatch.setattr(
+        "lora_gpt.service.read_messages", lambda data: read.append(data) or read_messages(data)
+    )
+    for ask in (service.preview, service.plan, service.preview):
+        with pytest.raises(ValueError, match="at least 10 messages of each class"):
+            ask(config)
+    assert len(read) == 1
+    path.write_text("".join(f"spam\tone{n}\nham\ttwo{n}\n" for n in range(20)), encoding="utf-8")
+    os.utime(path, (1, 1))
+    assert service.preview(config).spam == 20
+
+
 def test_an_upload_is_kept_in_the_run(queue, tiny, few, tmp_path):
     """The run can be trained again when the upload is gone."""
     upload = tmp_path / "Mine.TSV"
