@@ -44,8 +44,8 @@ PROGRAM, COMPILED = 430 * MB, 250 * MB
 space; and what the library keeps of the products that it compiles for 16 bits."""
 TRAINED, ASKED = 24, 28
 """Numbers for each feature and token: kept for the backward pass, in every block, and in use at
-once while a batch of BATCH_TOKENS is evaluated. All four were measured over sizes, batches and
-methods; `benchmarks/plan.py` compares."""
+once while a batch of BATCH_TOKENS is evaluated. What one has freed serves the other by half. All
+were measured over sizes, batches and methods; `benchmarks/plan.py` compares."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     of_a_step = in_blocks + seconds_of_update(root.trainable, device)
     held = memory_of(StageCount("classifier", root.trainable, root.parameters))
     blocks = 0 if training.method == "head" else cfg.n_layers  # the backward pass ends at the head
-    passing = FLOAT * cfg.emb_dim * max(TRAINED * step.tokens * blocks, ASKED * BATCH_TOKENS)
-    memory = held.total + passing
+    less, more = sorted([TRAINED * step.tokens * blocks, ASKED * BATCH_TOKENS])
+    memory = held.total + FLOAT * cfg.emb_dim * (more + less / 2)
     if device.type == "cpu":
         memory += PROGRAM
         if precision == "bfloat16":
