@@ -41,9 +41,8 @@ def check(options: argparse.Namespace) -> None:
         ("port", "must be one that is free and that you may use", options.port or 0),
     ):
         try:
-            kind, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[
-                0
-            ]
+            places = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+            kind, *_, address = places[0]
             with socket.socket(kind) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)

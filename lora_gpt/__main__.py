@@ -23,6 +23,7 @@ from lora_gpt.config import (
     GROUPS,
     PRESET_LABELS,
     PRETRAINING,
+    SHOWN_MODEL,
     BadValue,
     Knob,
     LoRAConfig,
@@ -39,7 +40,7 @@ from lora_gpt.words import percent_with_interval
 with starting():  # these import torch
     from lora_gpt.core import structure
     from lora_gpt.report import beside_baseline
-    from lora_gpt.service import SAMPLE, SAMPLE_RUNS, Service, default_runs
+    from lora_gpt.service import MOST_STRENGTH, SAMPLE, SAMPLE_RUNS, Service, default_runs
 
 UNREAD = 141
 """Exit code where nobody reads on: 128 and the number of that signal, as shells have it."""
@@ -97,14 +98,10 @@ def add_group(parser: argparse.ArgumentParser, group: type, *names: str) -> None
             add_knob(parser, name, about, getattr(group, name))
 
 
-SHOWN = "gpt2"
-"""The model whose tree and counts are shown where none is named: the one of the labs."""
-
-
 def add_structure(parser: argparse.ArgumentParser) -> None:
     """Options for what can be known of a model without its weights."""
     about = knobs(RunConfig)
-    add_knob(parser, "model", about["model"], SHOWN)
+    add_knob(parser, "model", about["model"], SHOWN_MODEL)
     add_knob(parser, "shape", about["shape"], RunConfig.shape)
     add_group(parser, LoRAConfig)
 
@@ -167,7 +164,7 @@ def build_parser() -> Parser:
         "--strength",
         type=_number,
         default=1.0,
-        help="Of the adapter: 0 is the base, 1 as trained, 10 at most. [1]",
+        help=f"Of the adapter: 0 is the base, 1 as trained, {MOST_STRENGTH} at most. [1]",
     )
 
     runs = command("runs", "List the runs, newest first.")
@@ -227,7 +224,7 @@ def lora_from(arguments: argparse.Namespace) -> LoRAConfig:
 
 
 def run_tree(arguments: argparse.Namespace) -> dict[str, Any]:
-    model, shape = getattr(arguments, "model", SHOWN), getattr(arguments, "shape", "")
+    model, shape = getattr(arguments, "model", SHOWN_MODEL), getattr(arguments, "shape", "")
     root = structure.tree(model, arguments.stage, lora_from(arguments), shape=shape)
     print(structure.printed(root) if arguments.torch else structure.outline(root))
     return {
@@ -239,7 +236,7 @@ def run_tree(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_count(arguments: argparse.Namespace) -> dict[str, Any]:
-    model, lora = getattr(arguments, "model", SHOWN), lora_from(arguments)
+    model, lora = getattr(arguments, "model", SHOWN_MODEL), lora_from(arguments)
     stages = structure.counts(model, lora, shape=getattr(arguments, "shape", ""))
     print(f"{'stage':<12}{'trainable':>15}{'total':>15}{'fraction':>10}")
     for stage in stages:

@@ -62,6 +62,8 @@ MODELS: dict[str, ModelSpec] = {
     "gpt2-large": ModelSpec("GPT-2 large", _gpt2(1280, 20, 36), "openai-community/gpt2-large"),
     "gpt2-xl": ModelSpec("GPT-2 XL", _gpt2(1600, 25, 48), "openai-community/gpt2-xl"),
 }
+SHOWN_MODEL = "gpt2"
+"""Whose tree and counts are shown where none is chosen: the one of the labs."""
 
 LARGEST_SHAPE = {"features": 2048, "heads": 64, "blocks": 64, "tokens of context": 4096}
 """In the order in which a shape is written; a little more than XL has of each."""

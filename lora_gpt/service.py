@@ -458,7 +458,7 @@ class Service:
     def report(self, run_id: str) -> str:
         """The lab report of a run, in Markdown."""
         run = self.find(run_id)
-        if problem := _ends(run)[2]:
+        if problem := self._summary(run).problem:
             raise StoreError(problem)
         events, _ = run.since(0)
         config = run.told_config()
@@ -490,14 +490,8 @@ class Service:
     def strength_curve(self, run_id: str, text: str) -> list[tuple[float, float]]:
         """p_spam of `text` at strengths 0, 0.1, ... 2."""
         checked, strengths = _checked_texts([text])[0], [step / 10 for step in range(21)]
-        run, points = self.find(run_id), []
-        [tokens] = self._classifiers.in_turn(run).encode([checked])
-        at_once = max(1, TURN // len(tokens))
-        for first in range(0, len(strengths), at_once):  # others are let in between two parts
-            with self._classifiers.of(run) as classifier:
-                part = strengths[first : first + at_once]
-                points += insight.strength_curve(classifier, checked, part)
-        return points
+        run = self.find(run_id)
+        return insight.strength_curve(lambda: self._classifiers.of(run), checked, strengths, TURN)
 
     def updates(self, run_id: str) -> list[insight.Update]:
         with self._classifiers.of(self.find(run_id)) as classifier:

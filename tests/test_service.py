@@ -847,14 +847,15 @@ def test_a_turn_ends_after_some_tokens(house, monkeypatch):
 def test_the_curve_of_a_long_message_is_asked_in_turns(house, monkeypatch):
     """Each holds others up no longer than a batch of verdicts does, and the curve is the same."""
     service, (run, *_) = house
-    text, asked, answer = "see you at ten by the old gate " * 20, [], insight.strength_curve
+    text, asked, answer = "see you at ten by the old gate " * 20, [], insight.spam_probabilities
     expected = service.strength_curve(run, text)
 
-    def seen(classifier, text, strengths):
-        asked.append(len(classifier.encode([text])[0]) * len(strengths))
-        return answer(classifier, text, strengths)
+    def seen(model, sequences):
+        assert service._classifiers._turn.locked()
+        asked.append(sum(map(len, sequences)))
+        return answer(model, sequences)
 
-    monkeypatch.setattr(insight, "strength_curve", seen)
+    monkeypatch.setattr(insight, "spam_probabilities", seen)
     monkeypatch.setattr("lora_gpt.service.TURN", 300)
     found = service.strength_curve(run, text)
     assert len(asked) > 1 and max(asked) <= 300

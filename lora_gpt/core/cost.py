@@ -40,7 +40,7 @@ def memory_of(count: StageCount) -> Memory:
 
 
 PROGRAM, COMPILED = 430 * MB, 250 * MB
-"""What the process of a run takes on a CPU besides: everything imported, with PyTorch's working
+"""What the process of a run takes besides: everything imported, with PyTorch's working
 space; and what the library keeps of the products that it compiles for 16 bits."""
 TRAINED, ASKED = 24, 28
 """Numbers for each feature and token: kept for the backward pass, in every block, and in use at
@@ -56,7 +56,7 @@ class Estimate:
     seconds: float
     """Of the training steps alone."""
     memory_mb: float
-    """Most of its process on a CPU, of the device's allocator elsewhere, as `peak_memory_mb`."""
+    """Most of its process, or of the allocator on CUDA, as `peak_memory_mb`."""
     precision: str
 
 
@@ -73,11 +73,11 @@ def estimate(config: RunConfig, lengths: Sequence[int], device: torch.device) ->
     blocks = 0 if training.method == "head" else cfg.n_layers  # the backward pass ends at the head
     less, more = sorted([TRAINED * step.tokens * blocks, ASKED * BATCH_TOKENS])
     memory = held.total + FLOAT * cfg.emb_dim * (more + less / 2)
-    if device.type == "cpu":
+    if device.type != "cuda":
         memory += PROGRAM
-        if precision == "bfloat16":
-            # The file stays mapped beside the weights that are laid out from it, once each way.
-            memory += COMPILED + FLOAT * 12 * cfg.emb_dim**2 * cfg.n_layers
+    if device.type == "cpu" and precision == "bfloat16":
+        # The file stays mapped beside the weights that are laid out from it, once each way.
+        memory += COMPILED + FLOAT * 12 * cfg.emb_dim**2 * cfg.n_layers
     return Estimate(steps, steps * of_a_step, memory / MB, precision)
 
 

@@ -1,7 +1,8 @@
 """Looking into a finished classifier: which words spoke, what strength does, what was changed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,20 +44,24 @@ def word_attributions(classifier: Classifier, text: str) -> list[Word]:
 
 
 def strength_curve(
-    classifier: Classifier, text: str, strengths: Sequence[float]
+    turn: Callable[[], AbstractContextManager[Classifier]],
+    text: str,
+    strengths: Sequence[float],
+    most: int = BATCH_TOKENS,
 ) -> list[tuple[float, float]]:
     """p_spam of `text` with the update at each strength: 0 is the frozen base under the new head.
 
     The message goes through at many strengths at once, in a fraction of the time that they take one
-    after the other. The model is left at strength 1.
+    after the other: at as many as have `most` tokens, BATCH_TOKENS at most. Each time `turn` lends
+    the classifier, whose model is left at strength 1.
     """
-    [sequence] = classifier.encode([text])
-    at_once = max(1, BATCH_TOKENS // len(sequence))
     points: list[tuple[float, float]] = []
-    for first in range(0, len(strengths), at_once):
-        part = strengths[first : first + at_once]
-        with strength_of_each(classifier.model, part):
-            found = spam_probabilities(classifier.model, [sequence] * len(part))
+    while len(points) < len(strengths):
+        with turn() as classifier:
+            [sequence] = classifier.encode([text])
+            part = strengths[len(points) :][: max(1, most // len(sequence))]
+            with strength_of_each(classifier.model, part):
+                found = spam_probabilities(classifier.model, [sequence] * len(part))
         points += zip(part, found, strict=True)
     return points
 

@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.context import get_render_context
 
 from lora_gpt import plots
-from lora_gpt.config import METHODS, MODELS, BadValue, LoRAConfig, RunConfig
+from lora_gpt.config import METHODS, MODELS, SHOWN_MODEL, BadValue, LoRAConfig, RunConfig
 from lora_gpt.service import Service
 from lora_gpt.ui.chart import chart
 from lora_gpt.ui.compare_view import (
@@ -26,7 +26,7 @@ from lora_gpt.ui.errors import refused_html
 from lora_gpt.ui.session import REDRAW, TICK, Session
 
 KNOBS = ("model", "rank", "targets")
-SHOWN = RunConfig().changed(model="gpt2")
+SHOWN = RunConfig().changed(model=SHOWN_MODEL)
 HEIGHT, RUNS_HEIGHT = 340, 300
 FOLLOW = 3.0
 """Seconds between two looks for runs that have finished or are gone."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_gpt.config import BadValue, LoRAConfig, RunConfig
+from lora_gpt.config import SHOWN_MODEL, BadValue, LoRAConfig, RunConfig
 from lora_gpt.service import Service
 from lora_gpt.ui.anatomy import anatomy_html
 from lora_gpt.ui.controls import config_from, control
@@ -23,7 +23,7 @@ from lora_gpt.ui.tree import tree_html, tree_view
 
 KNOBS = ("model", "rank", "alpha", "targets", "rank_stabilised")
 FIRST = "trf_blocks.0.att.W_query"
-SHOWN = RunConfig().changed(model="gpt2")
+SHOWN = RunConfig().changed(model=SHOWN_MODEL)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Words, strength and spectra, against what can be worked out by hand."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -79,7 +81,7 @@ def test_a_long_message_is_tried_for_its_first_words(classifier, monkeypatch):
 
 def test_strength_0_is_the_base_under_the_head(classifier):
     """At 0 the updates are silent, at 1 the model says what it was trained to say."""
-    points = dict(strength_curve(classifier, TEXT, [0.0, 0.5, 1.0, 2.0]))
+    points = dict(strength_curve(lambda: nullcontext(classifier), TEXT, [0.0, 0.5, 1.0, 2.0]))
     plain = classifier_of(lora=LoRAConfig(rank=4, alpha=8.0))
     with torch.no_grad():
         plain.model.out_head.load_state_dict(classifier.model.out_head.state_dict())
@@ -91,24 +93,24 @@ def test_strength_0_is_the_base_under_the_head(classifier):
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 21])
-def test_the_curve_is_what_each_strength_says_alone(classifier, at_once, monkeypatch):
+def test_the_curve_is_what_each_strength_says_alone(classifier, at_once):
     """However many of them go through the model at once."""
-    monkeypatch.setattr(insight, "BATCH_TOKENS", at_once * len(classifier.encode([TEXT])[0]))
+    most = at_once * len(classifier.encode([TEXT])[0])
     strengths = [step / 10 for step in range(21)]
     expected = []
     for strength in strengths:
         set_strength(classifier.model, strength)
         expected.append((strength, pytest.approx(p_spam(classifier, TEXT), abs=1e-6)))
-    assert strength_curve(classifier, TEXT, strengths) == expected
+    assert strength_curve(lambda: nullcontext(classifier), TEXT, strengths, most) == expected
 
 
 def test_the_curve_leaves_the_model_at_strength_1(classifier):
     """Also where it was interrupted."""
     set_strength(classifier.model, 0.3)
     with pytest.raises(TypeError):
-        strength_curve(classifier, TEXT, [0.5, "loud"])
+        strength_curve(lambda: nullcontext(classifier), TEXT, [0.5, "loud"])
     assert {layer.strength for _, layer in lora_layers(classifier.model)} == {1.0}
-    strength_curve(classifier, TEXT, [0.0])
+    strength_curve(lambda: nullcontext(classifier), TEXT, [0.0])
     assert {layer.strength for _, layer in lora_layers(classifier.model)} == {1.0}
 
 
