@@ -23,13 +23,10 @@ from lora_gpt.cache import Cache
 from lora_gpt.classifiers import TURN, Classifiers
 from lora_gpt.config import (
     DATA_SOURCES,
-    LEARNING_RATES,
     MODELS,
-    TARGETS,
     BadValue,
     LoRAConfig,
     RunConfig,
-    all_knobs,
     twin_of,
 )
 from lora_gpt.core import cost, insight, structure, tokenizer
@@ -44,6 +41,7 @@ from lora_gpt.events import Event, Finished, Started
 from lora_gpt.jobs import Jobs
 from lora_gpt.report import write_report
 from lora_gpt.store import ADAPTER, CONFIG, EVENTS, Run, RunNotFound, RunStore, StoreError
+from lora_gpt.words import run_label
 from lora_gpt.worker import carry_out
 
 SAMPLES = Path(__file__).parents[1] / "assets" / "samples"
@@ -125,47 +123,6 @@ def default_runs() -> Path:
     """Where runs are kept without an option: LORA_GPT_RUNS, else the user's own data folder."""
     named = os.environ.get("LORA_GPT_RUNS")
     return Path(named) if named else platformdirs.user_data_path("lora_gpt", False) / "runs"
-
-
-LABELLED = (
-    *("balance", "keep_apart", "stratify", "validation_fraction", "test_fraction"),
-    *("batch_size", "schedule", "warmup_fraction", "weight_decay", "clip", "max_tokens"),
-)
-"""Knobs that a run's label names where they are not the default, beside those with words of their
-own: what changes the messages or the course of a training."""
-
-
-def run_label(config: RunConfig) -> str:
-    """A run in a few words: 'mini, LoRA r 8, bundled, seed 42', and what else is not the default:
-    'alpha 32, 1 epoch'."""
-    method = {"lora": f"LoRA r {config.lora.rank}", "head": "head only", "full": "full"}
-    start = "" if config.init == "pretrained" else ", random start"
-    data = Path(config.data.data).name
-    model = f"{config.model} {config.shape}".rstrip()
-    words = [f"{model}, {method[config.training.method]}{start}, {data}, seed {config.seed}"]
-    lora, training, usual = config.lora, config.training, RunConfig()
-    if training.method == "lora":
-        if lora.alpha != usual.lora.alpha:
-            words.append(f"alpha {lora.alpha:g}")
-        if lora.rank_stabilised:
-            words.append("rank-stabilised")
-        if lora.dropout:
-            words.append(f"dropout {lora.dropout:g}")
-        if set(lora.targets) != set(usual.lora.targets):
-            words.append(f"on {' + '.join(TARGETS[name] for name in lora.targets)}")
-    if training.effective_learning_rate != LEARNING_RATES[training.method]:
-        words.append(f"rate {training.effective_learning_rate:g}")
-    if training.epochs != usual.training.epochs:
-        words.append("1 epoch" if training.epochs == 1 else f"{training.epochs} epochs")
-    if training.max_steps:
-        words.append(f"at most {training.max_steps:,} steps")
-    given, default = config.flat(), usual.flat()
-    for name in LABELLED:
-        if given[name] != default[name]:
-            value = given[name]
-            shown = ("off", "on")[value] if isinstance(value, bool) else value
-            words.append(f"{all_knobs()[name].label.lower()} {shown}")
-    return ", ".join(words)
 
 
 class Service:

@@ -6,9 +6,10 @@ One rule each: whatever tells a share, a size, a time or a knob to people asks h
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from lora_gpt.config import TARGETS, all_knobs
+from lora_gpt.config import LEARNING_RATES, TARGETS, RunConfig, all_knobs
 
 BESIDE_KNOBS = {"text": "Message", "strength": "Strength of the adapter", "run": "Run"}
 """What else a refusal may name, and what the page calls it."""
@@ -78,6 +79,47 @@ def labelled(refusal: str) -> str:
 
     quoted = r"""(?<!\w)'[^']*'|"[^"]*\""""
     return re.sub(rf"^(?P<field>\w+)(?=: )|{quoted}|(?P<word>\w+)", named, refusal)
+
+
+LABELLED = (
+    *("balance", "keep_apart", "stratify", "validation_fraction", "test_fraction"),
+    *("batch_size", "schedule", "warmup_fraction", "weight_decay", "clip", "max_tokens"),
+)
+"""Knobs that a run's label names where they are not the default, beside those with words of their
+own: what changes the messages or the course of a training."""
+
+
+def run_label(config: RunConfig) -> str:
+    """A run in a few words: 'mini, LoRA r 8, bundled, seed 42', and what else is not the default:
+    'alpha 32, 1 epoch'."""
+    method = {"lora": f"LoRA r {config.lora.rank}", "head": "head only", "full": "full"}
+    start = "" if config.init == "pretrained" else ", random start"
+    data = Path(config.data.data).name
+    model = f"{config.model} {config.shape}".rstrip()
+    words = [f"{model}, {method[config.training.method]}{start}, {data}, seed {config.seed}"]
+    lora, training, usual = config.lora, config.training, RunConfig()
+    if training.method == "lora":
+        if lora.alpha != usual.lora.alpha:
+            words.append(f"alpha {lora.alpha:g}")
+        if lora.rank_stabilised:
+            words.append("rank-stabilised")
+        if lora.dropout:
+            words.append(f"dropout {lora.dropout:g}")
+        if set(lora.targets) != set(usual.lora.targets):
+            words.append(f"on {' + '.join(TARGETS[name] for name in lora.targets)}")
+    if training.effective_learning_rate != LEARNING_RATES[training.method]:
+        words.append(f"rate {training.effective_learning_rate:g}")
+    if training.epochs != usual.training.epochs:
+        words.append("1 epoch" if training.epochs == 1 else f"{training.epochs} epochs")
+    if training.max_steps:
+        words.append(f"at most {training.max_steps:,} steps")
+    given, default = config.flat(), usual.flat()
+    for name in LABELLED:
+        if given[name] != default[name]:
+            value = given[name]
+            shown = ("off", "on")[value] if isinstance(value, bool) else value
+            words.append(f"{all_knobs()[name].label.lower()} {shown}")
+    return ", ".join(words)
 
 
 def duration(seconds: float) -> str:

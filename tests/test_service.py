@@ -37,7 +37,6 @@ from lora_gpt.service import (
     SAMPLE,
     SAMPLE_RUNS,
     Service,
-    run_label,
     verdicts_csv,
 )
 from lora_gpt.store import ADAPTER, NOBODY, Run, RunNotFound, RunStore, StoreError
@@ -498,16 +497,6 @@ def test_summaries(house, tiny):
     for each in found:
         assert each.status == "finished" and each.finished.steps == 4
         assert each.started.train_size == 42
-    assert run_label(RunConfig()) == "mini, LoRA r 8, bundled, seed 42"
-    other = RunConfig().changed(epochs=1, alpha=32.0, targets=("W_query", "ff_in"), max_steps=60)
-    told = "seed 42, alpha 32, on query + feed-forward in, 1 epoch, at most 60 steps"
-    assert run_label(other) == f"mini, LoRA r 8, bundled, {told}"
-    # A rank's alpha says nothing where nothing is injected; the method's own rate is no change.
-    head = RunConfig().changed(method="head", alpha=32.0, learning_rate=1e-2)
-    assert run_label(head) == "mini, head only, bundled, seed 42"
-    assert run_label(head.changed(learning_rate=1e-3)).endswith("seed 42, rate 0.001")
-    short = RunConfig().changed(max_tokens=1, validation_fraction=0.2)
-    assert run_label(short).endswith("seed 42, validation part 0.2, longest message 1")
 
 
 def test_a_run_that_is_deleted_meanwhile_spoils_no_list(service, tiny, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_gpt.config import TARGETS, all_knobs
+from lora_gpt.config import TARGETS, RunConfig, all_knobs
 from lora_gpt.words import (
     about_duration,
     duration,
@@ -11,6 +11,7 @@ from lora_gpt.words import (
     labelled,
     percent,
     percent_with_interval,
+    run_label,
     size,
 )
 
@@ -98,3 +99,17 @@ def test_no_knob_or_layer_keeps_the_name_that_the_command_line_gives_it():
         assert label_of(name) == about.label
         assert labelled(f"{name}: must fit") == f"{about.label}: must fit"
     assert labelled(", ".join(TARGETS)) == ", ".join(TARGETS.values())
+
+
+def test_a_run_is_told_by_what_is_not_the_default():
+    """Model, method, messages and seed always; the rest where it tells runs apart."""
+    assert run_label(RunConfig()) == "mini, LoRA r 8, bundled, seed 42"
+    other = RunConfig().changed(epochs=1, alpha=32.0, targets=("W_query", "ff_in"), max_steps=60)
+    told = "seed 42, alpha 32, on query + feed-forward in, 1 epoch, at most 60 steps"
+    assert run_label(other) == f"mini, LoRA r 8, bundled, {told}"
+    # A rank's alpha says nothing where nothing is injected; the method's own rate is no change.
+    head = RunConfig().changed(method="head", alpha=32.0, learning_rate=1e-2)
+    assert run_label(head) == "mini, head only, bundled, seed 42"
+    assert run_label(head.changed(learning_rate=1e-3)).endswith("seed 42, rate 0.001")
+    short = RunConfig().changed(max_tokens=1, validation_fraction=0.2)
+    assert run_label(short).endswith("seed 42, validation part 0.2, longest message 1")

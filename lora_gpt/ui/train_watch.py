@@ -6,9 +6,10 @@ Knows nothing of gradio; asks the service only for what is new.
 from dataclasses import replace
 
 from lora_gpt import plots
-from lora_gpt.service import SAMPLE_RUNS, Service, run_label
+from lora_gpt.service import SAMPLE_RUNS, Service
 from lora_gpt.ui.train_state import Course, accuracy_lines, epochs_begin, fold, loss_lines
 from lora_gpt.ui.train_view import run_choice
+from lora_gpt.words import run_label
 
 
 def attach(service: Service, run_id: str, owner: str) -> Course:
